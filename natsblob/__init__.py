@@ -1,0 +1,1 @@
+"""natsblob: a content-addressed blob service that lives on NATS."""

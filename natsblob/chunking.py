@@ -1,0 +1,58 @@
+"""Arithmetic of blobs cut into chunks of one size, the last one shorter. No I/O.
+
+Sizes and offsets are bytes, chunk indexes count from 0, and a blob of no bytes has no chunks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from natsblob.errors import BadRangeError
+
+DEFAULT_CHUNK_SIZE = 512 * 1024
+"""Bytes. A fsync per message makes smaller chunks slower, a window of 8 MiB larger ones (ADR 0003)."""
+
+MESSAGE_RESERVE = 4 * 1024
+"""Bytes of `max_payload` left for headers: nats-server closes the connection of who exceeds it."""
+
+
+def chunk_size_for(max_payload: int, wanted: int = DEFAULT_CHUNK_SIZE) -> int:
+    """The largest chunk, at most `wanted`, that leaves `MESSAGE_RESERVE` below `max_payload`."""
+    return max(1, min(wanted, max_payload - MESSAGE_RESERVE))
+
+
+def count(size: int, chunk_size: int) -> int:
+    """How many chunks a blob of `size` bytes has."""
+    return -(-size // chunk_size)
+
+
+def length(index: int, size: int, chunk_size: int) -> int:
+    """Bytes in chunk `index` of a blob of `size` bytes."""
+    return max(0, min(chunk_size, size - index * chunk_size))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The chunks that cover a byte range, and what to cut off at both ends."""
+
+    first: int
+    count: int
+    skip: int
+    """Bytes of the first chunk that lie before the range."""
+    length: int
+    """Bytes in the range."""
+
+
+def span(size: int, chunk_size: int, offset: int, wanted: int | None) -> Span:
+    """The chunks that hold `wanted` bytes from `offset` (`None`: to the end).
+
+    A range that runs past the end is cut there; one that begins past it is a `BadRangeError`.
+    """
+    if offset > size:
+        raise BadRangeError(f"offset {offset} lies beyond the {size} bytes of the blob", size=size)
+    take = size - offset if wanted is None else min(wanted, size - offset)
+    if take == 0:
+        return Span(first=0, count=0, skip=0, length=0)
+    first = offset // chunk_size
+    last = (offset + take - 1) // chunk_size
+    return Span(first=first, count=last - first + 1, skip=offset - first * chunk_size, length=take)

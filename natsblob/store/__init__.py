@@ -1,0 +1,1 @@
+"""Where blobs lie: the protocols (`base`) and the backends that implement them."""

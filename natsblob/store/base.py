@@ -1,0 +1,125 @@
+"""What a store of blobs can do, one protocol for each verb, and their sum.
+
+Contracts that bind every backend and every wrapper; `natsblob.testing.conformance` holds them to it:
+
+- A digest names immutable bytes. `put` is idempotent: a second one answers with `created` false.
+- A blob is visible entirely or not at all, also after a crash, a cancelled or a failed `put`.
+- "Missing" is confirmed: after `put` has returned anywhere, nobody is told that the blob is not there.
+- Every method may be cancelled at any `await` and leaves nothing behind that is not collected later.
+- Errors are `natsblob.errors.BlobError` and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from natsblob.digest import Digest
+from natsblob.wire import Info, Marks, Page
+
+
+class Statter(Protocol):
+    async def stat(self, digest: Digest) -> Info:
+        """What is known of the blob; `BlobNotFoundError` where there is none."""
+        ...
+
+    async def missing(self, digests: Sequence[Digest]) -> list[Digest]:
+        """Those of `digests` that are not stored, in the order given, duplicates kept."""
+        ...
+
+
+class Reader(Protocol):
+    def chunks(
+        self, digest: Digest, first: int = 0, count: int | None = None, *, verify: bool = True
+    ) -> AsyncIterator[bytes]:
+        """Chunks `first` to `first + count - 1` in order; `None` means to the end.
+
+        Each is whole: `Info.chunk_size` bytes, the last one shorter. Chunks past the end are not
+        an error and yield nothing. With `verify` each chunk is checked against what the store
+        remembers of it and a bad one is a `BlobCorruptError`; the digest of the whole is the
+        caller's to check. `BlobNotFoundError` before the first chunk where there is no blob.
+        """
+        ...
+
+
+class Writer(Protocol):
+    async def put(self, source: AsyncIterable[bytes], *, expected: Digest | None = None) -> Info:
+        """Store the bytes of `source`, cut anywhere, and make them visible at once at the end.
+
+        Where `expected` is given and the bytes differ, `DigestMismatchError`, and nothing is stored.
+        An error of `source` passes through, and nothing is stored. Durable when it returns.
+        """
+        ...
+
+
+class Lister(Protocol):
+    async def list(self, *, after: Digest | None = None, limit: int = 1000, prefix: str = "") -> Page:
+        """Up to `limit` blobs in ascending order of digest, behind `after`, that begin with `prefix`."""
+        ...
+
+
+class Deleter(Protocol):
+    async def delete(self, digest: Digest) -> Info:
+        """Remove the blob and answer what was removed; `BlobNotFoundError` where there is none."""
+        ...
+
+
+class Store(Statter, Reader, Writer, Lister, Deleter, Protocol):
+    """Everything a worker needs of a backend."""
+
+    @property
+    def chunk_size(self) -> int:
+        """Bytes in the chunks of the blobs that this store writes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a client says of its upload, and what the worker that watched it has seen."""
+
+    size: int
+    chunks: int
+    expected: Digest | None = None
+    marks: Marks | None = None
+    """Stream sequences that the client was told in its acks: a hint, never trusted for content."""
+    tapped: Digest | None = None
+    """The digest of the chunks as they passed the worker, where it saw each one once and in order."""
+
+
+@runtime_checkable
+class Delegating(Protocol):
+    """A store whose replicas can send chunks to a reader without passing through the worker."""
+
+    async def delegate(self, digest: Digest, first: int, count: int, reply: str) -> None:
+        """Have chunks `first` to `first + count - 1` sent to `reply` as frames of the wire protocol.
+
+        Returns when the request is on its way; the frames, or an end frame that says that some are
+        missing, come later or, if the replica dies, not at all. The reader asks again.
+        """
+        ...
+
+
+@runtime_checkable
+class Staging(Protocol):
+    """A store that takes chunks from publishers directly, before they belong to a blob."""
+
+    def chunk_subject(self, stage: str) -> str:
+        """Where the chunks of the upload with this stage are published."""
+        ...
+
+    async def staged(self, stage: str) -> list[int]:
+        """Indexes of the stored chunks, ascending."""
+        ...
+
+    async def commit(self, stage: str, claim: Claim) -> Info:
+        """Make the staged chunks a blob; repeating it is harmless.
+
+        `UploadExpiredError` where the stage is unknown, aborted or too old, `DigestMismatchError`
+        where the chunks are not what `claim` says: then they are dropped.
+        """
+        ...
+
+    async def abort(self, stage: str) -> None:
+        """Drop the staged chunks, unless they are committed: then it is a `ConflictError`."""
+        ...
