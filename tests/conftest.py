@@ -1,0 +1,43 @@
+"""Real servers for tests, started once per test process where nobody harms them.
+
+`server` and `cluster` are shared by all tests of a process: each test uses a bucket, and where it runs a
+service a prefix, of its own. `fresh_server` and `fresh_cluster` belong to one test, which may kill, pause
+and restart them.
+
+The shared ones are started in pytest-asyncio's session loop while tests run in a loop each. That is sound
+because a server is tied to no loop and no pipe (see `natsblob.broker.embedded`): tests take its address
+from it and nothing else. Under pytest-xdist each process has its own servers, on ports of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+
+from natsblob.broker.embedded import EmbeddedServer
+from natsblob.testing.servers import EmbeddedCluster, temporary_cluster, temporary_server
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def server() -> AsyncIterator[EmbeddedServer]:
+    async with temporary_server() as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def fresh_server() -> AsyncIterator[EmbeddedServer]:
+    async with temporary_server() as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def cluster() -> AsyncIterator[EmbeddedCluster]:
+    async with temporary_cluster() as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def fresh_cluster() -> AsyncIterator[EmbeddedCluster]:
+    async with temporary_cluster() as running:
+        yield running
