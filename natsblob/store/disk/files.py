@@ -1,0 +1,164 @@
+"""The files of single blobs: one that is read and verified, and one that a put is writing.
+
+Blocking, for use in threads. A task that is cancelled leaves its thread at work, so each of these has a
+lock: whoever closes the file waits for the thread that uses it, and what comes later finds it closed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import PurePosixPath
+from typing import Final, NamedTuple
+from uuid import uuid4
+
+import structlog
+
+from natsblob.digest import Digest, Hasher
+from natsblob.errors import BlobCorruptError, BlobNotFoundError, DigestMismatchError, UnavailableError
+from natsblob.store.disk.volume import QUARANTINE, STAGING, Volume, write_all
+
+_READ_SIZE: Final = 1024 * 1024
+_log = structlog.get_logger(__name__)
+
+
+class Identity(NamedTuple):
+    """Which bytes were verified: they are still the same while the file has this identity."""
+
+    digest: Digest
+    inode: int
+    modified_ns: int
+    size: int
+
+
+class StoredBlob:
+    """An open file of a blob. One thread at a time uses it, and `close` waits for that one."""
+
+    def __init__(self, volume: Volume, digest: Digest) -> None:
+        self._volume = volume
+        self._digest = digest
+        self._lock = threading.Lock()
+        self._file: int | None = None
+        self.identity: Identity
+
+    def open(self) -> None:
+        with self._lock:
+            try:
+                self._file = self._volume.open(self._volume.blob(self._digest))
+            except FileNotFoundError:
+                self._volume.confirm()
+                raise BlobNotFoundError("no such blob") from None
+            self.identity = self._identify(os.fstat(self._file))
+
+    def read(self, offset: int, length: int) -> bytes:
+        with self._lock:
+            if self._file is None:
+                raise UnavailableError("the reader was closed")
+            data = os.pread(self._file, length, offset)
+        if len(data) != length:
+            raise BlobCorruptError("the stored file became shorter while it was read")
+        return data
+
+    def verify(self, stop: threading.Event) -> bool:
+        """Whether the file was read to its end and is good; `BlobCorruptError` where it is not good.
+
+        False where the reader had gone before this began, or `stop` was set. A bad file is moved to
+        the quarantine, so that the next put of the digest heals the blob.
+        """
+        with self._lock:
+            if self._file is None:
+                return False
+            file = os.dup(self._file)  # the reader may go while this is under way
+        try:
+            hasher = Hasher()
+            block = memoryview(bytearray(min(_READ_SIZE, max(1, self.identity.size))))
+            while length := os.preadv(file, [block], hasher.size):
+                hasher.update(block[:length])
+                if stop.is_set():
+                    return False
+        finally:
+            os.close(file)
+        if hasher.digest() == self._digest:
+            return True
+        with suppress(OSError):  # on a read-only disk it stays, and is refused again at the next reading
+            self._quarantine()
+        raise BlobCorruptError(
+            "the stored bytes are not those of the digest; none were delivered. "
+            "The file was put aside: put the blob again to heal it"
+        )
+
+    def close(self) -> None:
+        with self._lock:
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+
+    def _quarantine(self) -> None:
+        path = self._volume.blob(self._digest)
+        target = QUARANTINE / f"{self._digest}.{uuid4().hex[:8]}"
+        with self._volume.lock():
+            if self._identify(self._volume.stat(path)) != self.identity:
+                return  # healed by a put meanwhile
+            self._volume.rename(path, target)
+        self._volume.sync(QUARANTINE)
+        self._volume.sync(path.parent)
+        _log.error("corrupt blob quarantined", digest=self._digest.hex, file=str(target))
+
+    def _identify(self, status: os.stat_result) -> Identity:
+        return Identity(self._digest, status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+class StagedBlob:
+    """The file of a put in flight. One thread at a time uses it, and `discard` waits for that one."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self._name = uuid4().hex
+        self._lock = threading.Lock()
+        self._file: int | None = None
+        self._hasher = Hasher()
+        self.closed = False
+
+    def write(self, pieces: Sequence[bytes]) -> None:
+        data = b"".join(pieces)
+        with self._lock:
+            if self.closed:
+                raise UnavailableError("the put was given up")
+            if self._file is None:
+                self._file = self._volume.stage(self._name)
+            write_all(self._file, data)
+            self._hasher.update(data)
+
+    def finish(self, expected: Digest | None) -> Digest:
+        """Check what was written, and wait until it is durable."""
+        with self._lock:
+            if self._file is None:
+                raise UnavailableError("the put was given up")
+            digest = self._hasher.digest()
+            if expected is not None and expected != digest:
+                raise DigestMismatchError("the bytes are not those of the digest given; nothing was stored")
+            if os.fstat(self._file).st_size != self._hasher.size:
+                raise UnavailableError("the disk has not kept what was written; nothing was stored")
+            os.fsync(self._file)
+            return digest
+
+    def move(self, path: PurePosixPath) -> None:
+        """Give the file its name; it stays locked until then, so that nobody takes it for stale."""
+        with self._lock:
+            self._volume.rename(STAGING / self._name, path)
+            self._close()
+
+    def discard(self) -> None:
+        with self._lock:
+            if self._file is not None:
+                with suppress(OSError):  # what cannot be removed now is collected at the next opening
+                    self._volume.unlink(STAGING / self._name)
+            self._close()
+
+    def _close(self) -> None:
+        self.closed = True
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None

@@ -1,0 +1,253 @@
+"""The store on a directory: which file operations make each verb, and the threads that they run in."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import os
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Final, TypeVar, TypeVarTuple
+from uuid import UUID
+
+from natsblob import chunking
+from natsblob.digest import Digest
+from natsblob.errors import BlobNotFoundError
+from natsblob.store.disk.files import Identity, StagedBlob, StoredBlob
+from natsblob.store.disk.volume import BLOBS, Volume, translate
+from natsblob.wire import Info, Page
+
+THREADS: Final = 16
+"""Operations of one store that wait for the disk at a time."""
+VERIFIERS: Final = 2
+"""Of these, how many may be reading whole files to verify them."""
+CLEANUP_SECONDS: Final = 5.0
+"""How long a cancelled caller waits until its file is closed; later it happens without the caller."""
+
+_VERIFIED: Final = 4096
+_SETTLED_NS: Final = 100_000_000
+_HEX: Final = re.compile(r"[0-9a-f]+", re.ASCII)
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class DiskStore:
+    """A `Store` on a directory, which becomes a volume if it is missing or empty.
+
+    `chunk_size` is for a new volume; an existing one keeps its own. `volume` names the one that has to
+    be there: an empty directory, such as a mount point without its disk, is then refused. Opening
+    reads and writes a few small files; `SetupError` where the directory cannot be used.
+    """
+
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        chunk_size: int = chunking.DEFAULT_CHUNK_SIZE,
+        volume: UUID | None = None,
+    ) -> None:
+        self._volume = Volume(Path(directory), chunk_size=chunk_size, identity=volume)
+        # Not anyio's threads: cancelling a task gives back their limiter's token while the thread is
+        # still at work, so a disk that hangs would be given a new thread for every retry.
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="natsblob-disk")
+        self._closing = threading.Event()
+        self._durable: set[PurePosixPath] = set()
+        self._verified: OrderedDict[Identity, None] = OrderedDict()
+        self._verifying: dict[Identity, asyncio.Task[bool]] = {}
+
+    def close(self) -> None:
+        """Finish what runs in threads and let go of the directory; for when no request is left."""
+        self._closing.set()
+        self._threads.shutdown(cancel_futures=True)
+        self._volume.close()
+
+    @property
+    def chunk_size(self) -> int:
+        return self._volume.descriptor.chunk_size
+
+    @property
+    def volume(self) -> UUID:
+        """The identity of the volume, from its descriptor."""
+        return self._volume.descriptor.volume
+
+    async def stat(self, digest: Digest) -> Info:
+        return await self._run(self._stat, digest)
+
+    async def missing(self, digests: Sequence[Digest]) -> builtins.list[Digest]:
+        return await self._run(self._missing, digests)
+
+    async def chunks(
+        self, digest: Digest, first: int = 0, count: int | None = None, *, verify: bool = True
+    ) -> AsyncIterator[bytes]:
+        blob = StoredBlob(self._volume, digest)
+        try:
+            await self._run(blob.open)
+            size = blob.identity.size
+            total = chunking.count(size, self.chunk_size)
+            wanted = range(first, total if count is None else min(total, first + count))
+            if verify and wanted:
+                await self._verify(blob)
+            for index in wanted:
+                length = chunking.length(index, size, self.chunk_size)
+                yield await self._run(blob.read, index * self.chunk_size, length)
+        finally:
+            await self._clean_up(blob.close)
+
+    async def put(self, source: AsyncIterable[bytes], *, expected: Digest | None = None) -> Info:
+        staged = StagedBlob(self._volume)
+        try:
+            pieces: list[bytes] = []
+            held = 0
+            async for piece in source:
+                if piece:
+                    pieces.append(piece)
+                    held += len(piece)
+                if held >= self.chunk_size:
+                    await self._run(staged.write, pieces)
+                    pieces, held = [], 0
+            return await self._run(self._publish, staged, pieces, expected)
+        finally:
+            if not staged.closed:
+                await self._clean_up(staged.discard)
+
+    async def list(self, *, after: Digest | None = None, limit: int = 1000, prefix: str = "") -> Page:
+        return await self._run(self._page, "" if after is None else after.hex, limit, prefix)
+
+    async def delete(self, digest: Digest) -> Info:
+        return await self._run(self._delete, digest)
+
+    # What follows runs in threads, up to `_run`.
+
+    def _stat(self, digest: Digest) -> Info:
+        try:
+            return self._info(digest, self._volume.stat(self._volume.blob(digest)))
+        except FileNotFoundError:
+            self._volume.confirm()
+            raise BlobNotFoundError("no such blob") from None
+
+    def _missing(self, digests: Sequence[Digest]) -> builtins.list[Digest]:
+        missing = [digest for digest in digests if not self._volume.exists(self._volume.blob(digest))]
+        if missing:
+            self._volume.confirm()
+        return missing
+
+    def _publish(self, staged: StagedBlob, pieces: Sequence[bytes], expected: Digest | None) -> Info:
+        """The durable end of a put: the bytes, then the name, then the name's durability.
+
+        Where the blob is there already its file is replaced all the same: these bytes are verified,
+        and those that lie there may have rotted since. It also makes the blob as young as its last put.
+        """
+        staged.write(pieces)
+        digest = staged.finish(expected)
+        path = self._volume.blob(digest)
+        with self._volume.lock():
+            created = not self._volume.exists(path)
+            staged.move(path)
+            status = self._volume.stat(path)
+        self._make_durable(path)
+        return self._info(digest, status, created=created)
+
+    def _make_durable(self, path: PurePosixPath) -> None:
+        leaf = path.parent
+        self._volume.sync(leaf)
+        # Another process may have made these directories and not have synced their names yet.
+        if leaf not in self._durable:
+            self._volume.sync(leaf.parent)
+            self._volume.sync(BLOBS)
+            self._durable.add(leaf)
+
+    def _delete(self, digest: Digest) -> Info:
+        path = self._volume.blob(digest)
+        with self._volume.lock():
+            info = self._stat(digest)
+            self._volume.unlink(path)
+        self._volume.sync(path.parent)
+        return info
+
+    def _page(self, after: str, limit: int, prefix: str) -> Page:
+        blobs: list[Info] = []
+        for digest in self._walk(BLOBS, "", after, prefix):
+            if len(blobs) == limit:
+                return Page(blobs=blobs, after=blobs[-1].digest if blobs else None)
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                blobs.append(self._info(digest, self._volume.stat(self._volume.blob(digest))))
+        self._volume.confirm()
+        return Page(blobs=blobs)
+
+    def _walk(self, path: PurePosixPath, begin: str, after: str, prefix: str) -> Iterator[Digest]:
+        """The blobs below a directory whose names begin with `begin`, in order, one directory at a time."""
+        digits = len(begin) + 2 if len(begin) < 4 else 64
+        for name in self._volume.names(path):
+            start = name if digits == 64 else begin + name
+            if len(start) != digits or not start.startswith(begin) or not _HEX.fullmatch(start):
+                continue
+            if start < after[:digits] or not (start.startswith(prefix) or prefix.startswith(start)):
+                continue
+            if digits < 64:
+                yield from self._walk(path / name, start, after, prefix)
+            elif start != after:
+                yield Digest.parse(start)
+
+    def _info(self, digest: Digest, status: os.stat_result, *, created: bool = False) -> Info:
+        return Info(
+            digest=digest,
+            size=status.st_size,
+            chunks=chunking.count(status.st_size, self.chunk_size),
+            chunk_size=self.chunk_size,
+            created=created,
+            modified=datetime.fromtimestamp(status.st_mtime, UTC),
+        )
+
+    async def _run(self, call: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        """Run `call` in a thread. Where this is cancelled, what has begun goes on to its end."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+        except OSError as error:
+            raise translate(error) from error
+
+    async def _clean_up(self, call: Callable[[], None]) -> None:
+        """Run `call` in a thread, also where this is cancelled, and wait for it within reason."""
+        done = asyncio.get_running_loop().run_in_executor(self._threads, call)
+        await asyncio.wait({done}, timeout=CLEANUP_SECONDS)
+
+    async def _verify(self, blob: StoredBlob) -> None:
+        """Return once the whole file is known to be good; `BlobCorruptError` where it is not.
+
+        Readers of one file share its verification, and it survives them: the retry of a reader that
+        could not wait for a large file finds it done, or further on.
+        """
+        key = blob.identity
+        while key not in self._verified:
+            task = self._verifying.get(key)
+            if task is None and len(self._verifying) < VERIFIERS:
+                task = self._begin_verification(blob)
+            others = self._verifying.values()
+            await asyncio.wait({task} if task else others, return_when=asyncio.FIRST_COMPLETED)
+            if task and not task.cancelled() and task.result():
+                return
+        self._verified.move_to_end(key)
+
+    def _begin_verification(self, blob: StoredBlob) -> asyncio.Task[bool]:
+        key = blob.identity
+        # A change within one tick of the file system's clock would leave the time stamp as it is.
+        settled = time.time_ns() - key.modified_ns > _SETTLED_NS
+
+        def ended(task: asyncio.Task[bool]) -> None:
+            del self._verifying[key]
+            if not task.cancelled() and task.exception() is None and task.result() and settled:
+                self._verified[key] = None
+                if len(self._verified) > _VERIFIED:
+                    self._verified.popitem(last=False)
+
+        task = asyncio.get_running_loop().create_task(self._run(blob.verify, self._closing))
+        self._verifying[key] = task
+        task.add_done_callback(ended)
+        return task
