@@ -20,7 +20,7 @@ check: $(READY) ## lint, format, types and layers, as CI does
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 format: $(READY) ## format the code and apply safe fixes
 	$(BIN)/ruff format

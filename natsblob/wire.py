@@ -74,7 +74,7 @@ class MissingReply(msgspec.Struct, frozen=True):
 class ListRequest(msgspec.Struct, frozen=True):
     after: Digest | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_BATCH)] = MAX_BATCH
-    prefix: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{0,64}$")] = ""
+    prefix: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{0,64}\Z")] = ""
 
 
 class Page(msgspec.Struct, frozen=True):
