@@ -343,6 +343,7 @@ class EmbeddedServer(ServerProcess):
             raise
 
     def _prepare(self) -> list[str]:
+        self._refuse_taken_ports()
         config = self.store_dir / "server.conf"
         config.write_text(self._config(), encoding="utf-8")
         return [str(self._binary), "-c", str(config)]
@@ -376,13 +377,16 @@ class EmbeddedServer(ServerProcess):
         return False
 
     def _why_it_ended(self) -> SetupError:
+        self._refuse_taken_ports()
+        return SetupError(f"nats-server could not start. It said:\n{self.last_words()}")
+
+    def _refuse_taken_ports(self) -> None:
         for port in (self._port, *self._extra_ports):
             if port_taken(port):
-                return PortTakenError(
+                raise PortTakenError(
                     f"port {port} on {LOOPBACK} is in use. Choose another port, or connect to the server "
                     "that runs there with --server"
                 )
-        return SetupError(f"nats-server could not start. It said:\n{self.last_words()}")
 
 
 def _quoted(text: str) -> str:
