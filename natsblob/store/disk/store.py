@@ -90,11 +90,11 @@ class DiskStore:
         blob = StoredBlob(self._volume, digest)
         try:
             await self._run(blob.open)
+            if verify:
+                await self._verify(blob)
             size = blob.identity.size
             total = chunking.count(size, self.chunk_size)
             wanted = range(first, total if count is None else min(total, first + count))
-            if verify and wanted:
-                await self._verify(blob)
             for index in wanted:
                 length = chunking.length(index, size, self.chunk_size)
                 yield await self._run(blob.read, index * self.chunk_size, length)
