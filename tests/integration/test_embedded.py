@@ -16,7 +16,6 @@ from pathlib import Path
 import anyio
 import nats
 import pytest
-from nats.aio.client import Client
 from nats.js.api import StorageType
 from nats.js.errors import ServerError
 
@@ -27,7 +26,7 @@ from natsblob.broker.embedded import (
     find_server,
     guard,
 )
-from natsblob.errors import SetupError
+from natsblob.errors import SetupError, UnavailableError
 from natsblob.testing.servers import EmbeddedCluster, temporary_server
 
 PARENT = """
@@ -308,34 +307,31 @@ class TestEndings:
 
 @pytest.mark.cluster
 class TestCluster:
-    async def test_keeps_a_stream_through_the_loss_of_each_server(
-        self, fresh_cluster: EmbeddedCluster
+    async def test_every_server_answers_for_all(self, cluster: EmbeddedCluster) -> None:
+        await cluster.settled()
+        for server in cluster.servers:
+            assert cluster.named(server.name) is server
+            async with await nats.connect(server.url) as client:
+                assert client.connected_server_version.major == 2
+                await client.jetstream(timeout=20).account_info()
+
+    async def test_agrees_again_after_the_loss_of_a_server(self, fresh_cluster: EmbeddedCluster) -> None:
+        lost = fresh_cluster.servers[0]
+        url = lost.url
+        await lost.kill()
+        await fresh_cluster.settled()
+        await lost.start()
+        await fresh_cluster.settled()
+        assert lost.url == url
+
+    async def test_does_not_agree_without_a_majority(
+        self, fresh_cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        async with await nats.connect(fresh_cluster.urls, max_reconnect_attempts=-1) as client:
-            js = client.jetstream(timeout=20)
-            await js.add_stream(name="KEEP", subjects=["keep"], num_replicas=3)
-            for server in fresh_cluster.servers:
-                await server.kill()
-                await fresh_cluster.settled()
-                await _publish(client)
-                await server.start()
-                await fresh_cluster.settled()
-            info = await js.stream_info("KEEP")
-            assert info.state.messages >= 3
-            assert info.cluster is not None
-            assert fresh_cluster.named(info.cluster.leader or "") in fresh_cluster.servers
-
-
-async def _publish(client: Client) -> None:
-    """Publish as soon as the stream has a leader."""
-    with anyio.fail_after(60):
-        while True:
-            try:
-                await client.jetstream(timeout=2).publish("keep", b"kept")
-            except (nats.errors.Error, TimeoutError):
-                await anyio.sleep(0.2)
-            else:
-                return
+        monkeypatch.setattr("natsblob.testing.servers.SETTLE_DEADLINE", 0.5)
+        for server in fresh_cluster.servers[1:]:
+            server.pause()
+        with pytest.raises(UnavailableError):
+            await fresh_cluster.settled()
 
 
 def _listening_addresses(port: int) -> set[str]:
