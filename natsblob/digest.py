@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from binascii import Error as Base64Error
-from dataclasses import dataclass
+from base64 import b64decode, urlsafe_b64encode
+from functools import total_ordering
 from typing import Self
 
 from natsblob.errors import BadRequestError
@@ -15,15 +14,23 @@ _HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _ADR20_PREFIX = "SHA-256="
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@total_ordering
 class Digest:
-    """A SHA-256 value. `str(digest)` is the address: 64 lower-case hex digits."""
+    """A SHA-256 value. `str(digest)` is the address: 64 lower-case hex digits. Immutable.
 
-    raw: bytes
+    No dataclass on purpose: msgspec would write one as a JSON object, past the hooks of `natsblob.wire`.
+    """
 
-    def __post_init__(self) -> None:
-        if len(self.raw) != 32:
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        if len(raw) != 32:
             raise BadRequestError("a digest is 32 bytes")
+        self._raw = raw
+
+    @property
+    def raw(self) -> bytes:
+        return self._raw
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -44,8 +51,8 @@ class Digest:
             raise BadRequestError("an object digest begins with SHA-256=")
         encoded = text.removeprefix(_ADR20_PREFIX)
         try:
-            return cls(urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)))
-        except Base64Error as error:
+            return cls(b64decode(encoded + "=" * (-len(encoded) % 4), b"-_", validate=True))
+        except ValueError as error:
             raise BadRequestError("an object digest is base64url after SHA-256=") from error
 
     def adr20(self) -> str:
@@ -63,6 +70,15 @@ class Digest:
 
     def __str__(self) -> str:
         return self.raw.hex()
+
+    def __eq__(self, other: object) -> bool:
+        return self._raw == other._raw if isinstance(other, Digest) else NotImplemented
+
+    def __lt__(self, other: Digest) -> bool:
+        return self._raw < other._raw
+
+    def __hash__(self) -> int:
+        return hash(self._raw)
 
     def __repr__(self) -> str:
         return f"Digest({self.short}…)"

@@ -20,7 +20,7 @@ class BlobError(Exception):
     name: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, **details: Detail) -> None:
+    def __init__(self, message: str, /, **details: Detail) -> None:
         super().__init__(message)
         self.message = message
         self.details: Mapping[str, Detail] = details
@@ -159,14 +159,15 @@ _WIRE: tuple[type[BlobError], ...] = (
     DigestMismatchError,
     UploadPendingError,
     BusyError,
-    BlobCorruptError,
     InternalError,
+    BlobCorruptError,
     UnavailableError,
     DeadlineError,
     InsufficientStorageError,
     NotAllowedError,
 )
 _BY_NAME: Mapping[str, type[BlobError]] = {kind.name: kind for kind in _WIRE}
+# Of two with one code the first: a bare 500 says nothing of corruption.
 _BY_CODE: Mapping[int, type[BlobError]] = {kind.code: kind for kind in reversed(_WIRE)}
 
 

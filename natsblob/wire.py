@@ -20,6 +20,7 @@ PROTOCOL_VERSION: Final = 1
 DEFAULT_PREFIX: Final = "blob"
 MAX_BATCH: Final = 1_000
 """Digests in one `has`, and entries in one page of `list`."""
+_MAX_TEXT: Final = 500
 
 T = TypeVar("T")
 Headers: TypeAlias = dict[str, str]
@@ -212,13 +213,15 @@ def decode_error(data: bytes, headers: Headers) -> BlobError | None:
     try:
         info = msgspec.json.decode(data, type=ErrorReply).error
     except msgspec.MsgspecError:
-        number = int(code) if code.isdecimal() else 500
+        number = int(code) if _CODE.fullmatch(code) else 500
         return from_wire(number, None, headers.get(ERROR_TEXT, "the service failed"), {})
     return from_wire(info.code, info.name, info.message, info.details)
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split()) or "unspecified"
+    """The text as fit for a header: it may quote what a client sent, of any length."""
+    printable = "".join(char if char.isprintable() else " " for char in text[:_MAX_TEXT])
+    return " ".join(printable.split()) or "unspecified"
 
 
 def chunk_headers(message_id_prefix: str, index: int, data: bytes | memoryview) -> Headers:
@@ -241,6 +244,7 @@ def chunk_index(headers: Headers) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 16 else None
 
 
+_CODE = re.compile(r"[0-9]{3}", re.ASCII)
 _UPLOAD = re.compile(r"[0-9A-Za-z]{22}", re.ASCII)
 _PREFIX = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 
