@@ -211,8 +211,9 @@ class ServerProcess:
             raise DeadlineError(f"nats-server (pid {self.pid}) does not end; its disk may hang")
 
     def pause(self) -> None:
-        """SIGSTOP: the server keeps its connections and answers nothing."""
+        """SIGSTOP: on return the server stands still; it keeps its connections and answers nothing."""
         self._child.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         self._child.send_signal(signal.SIGCONT)
