@@ -5,8 +5,10 @@ Sizes and offsets are bytes, chunk indexes count from 0, and a blob of no bytes 
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 
+from natsblob.digest import Digest
 from natsblob.errors import BadRangeError
 
 DEFAULT_CHUNK_SIZE = 512 * 1024
@@ -56,3 +58,28 @@ def span(size: int, chunk_size: int, offset: int, wanted: int | None) -> Span:
     first = offset // chunk_size
     last = (offset + take - 1) // chunk_size
     return Span(first=first, count=last - first + 1, skip=offset - first * chunk_size, length=take)
+
+
+@dataclass(frozen=True, slots=True)
+class Hashed:
+    """Chunks that somebody saw whole, each once and in order, and what they add up to."""
+
+    digest: Digest
+    size: int
+    chunks: int
+    chunk_size: int
+
+
+async def rechunk(source: AsyncIterable[bytes], chunk_size: int) -> AsyncIterator[bytes]:
+    """The bytes of `source` cut anew into chunks of `chunk_size`, the last one shorter."""
+    held = bytearray()
+    async for block in source:
+        if not held and len(block) == chunk_size:
+            yield bytes(block)
+            continue
+        held += block
+        while len(held) >= chunk_size:
+            yield bytes(held[:chunk_size])
+            del held[:chunk_size]
+    if held:
+        yield bytes(held)

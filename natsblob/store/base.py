@@ -12,11 +12,11 @@ Contracts that bind every backend and every wrapper; `natsblob.testing.conforman
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from natsblob.chunking import Hashed
 from natsblob.digest import Digest
-from natsblob.wire import Info, Marks, Page
+from natsblob.wire import CommitRequest, Info, Page
 
 
 class Statter(Protocol):
@@ -44,6 +44,13 @@ class Reader(Protocol):
 
 
 class Writer(Protocol):
+    async def held(self, digest: Digest) -> Info | None:
+        """The blob as a put of the same bytes would find it, or `None`: then it has to be put.
+
+        Stricter than `stat`: no lagging copy and nothing that others may take away answers for it.
+        """
+        ...
+
     async def put(self, source: AsyncIterable[bytes], *, expected: Digest | None = None) -> Info:
         """Store the bytes of `source`, cut anywhere, and make them visible at once at the end.
 
@@ -74,28 +81,16 @@ class Store(Statter, Reader, Writer, Lister, Deleter, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """What a client says of its upload, and what the worker that watched it has seen."""
-
-    size: int
-    chunks: int
-    expected: Digest | None = None
-    marks: Marks | None = None
-    """Stream sequences that the client was told in its acks: a hint, never trusted for content."""
-    tapped: Digest | None = None
-    """The digest of the chunks as they passed the worker, where it saw each one once and in order."""
-
-
 @runtime_checkable
 class Delegating(Protocol):
     """A store whose replicas can send chunks to a reader without passing through the worker."""
 
-    async def delegate(self, digest: Digest, first: int, count: int, reply: str) -> None:
+    async def delegate(self, digest: Digest, first: int, count: int, reply: str) -> bool:
         """Have chunks `first` to `first + count - 1` sent to `reply` as frames of the wire protocol.
 
-        Returns when the request is on its way; the frames, or an end frame that says that some are
-        missing, come later or, if the replica dies, not at all. The reader asks again.
+        Returns when the request is on its way: the frames, or an end frame that says that some are
+        missing, come later or, if the replica dies, not at all, and the reader asks again. False
+        where this blob cannot be read so, and `BlobNotFoundError` where there is none.
         """
         ...
 
@@ -109,14 +104,15 @@ class Staging(Protocol):
         ...
 
     async def staged(self, stage: str) -> list[int]:
-        """Indexes of the stored chunks, ascending."""
+        """Indexes of the stored chunks, ascending; `UploadExpiredError` where the stage is unknown."""
         ...
 
-    async def commit(self, stage: str, claim: Claim) -> Info:
+    async def commit(self, stage: str, request: CommitRequest, seen: Hashed | None) -> Info:
         """Make the staged chunks a blob; repeating it is harmless.
 
-        `UploadExpiredError` where the stage is unknown, aborted or too old, `DigestMismatchError`
-        where the chunks are not what `claim` says: then they are dropped.
+        `seen` is what the worker saw pass by, if it saw all. `UploadExpiredError` where the stage is
+        unknown, aborted or too old, `DigestMismatchError` where the chunks are not what `request`
+        says: then they are dropped.
         """
         ...
 

@@ -58,6 +58,10 @@ class MemoryStore:
             start = index * self._chunk_size
             yield data[start : start + self._chunk_size]
 
+    async def held(self, digest: Digest) -> Info | None:
+        blob = self._blobs.get(digest)
+        return self._info(digest, blob) if blob else None
+
     async def put(self, source: AsyncIterable[bytes], *, expected: Digest | None = None) -> Info:
         hasher = Hasher()
         pieces: list[bytes] = []

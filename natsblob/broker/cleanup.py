@@ -1,0 +1,41 @@
+"""Cleaning up when the task that does it may be cancelled already."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Final
+
+import structlog
+
+log = structlog.get_logger("natsblob.broker")
+
+CLEANUP_TIMEOUT: Final = 5.0
+"""Seconds that a cleanup may take; what it leaves behind then is collected by maintenance."""
+
+
+async def shielded(cleanup: Coroutine[Any, Any, None], timeout: float = CLEANUP_TIMEOUT) -> None:
+    """Run `cleanup` to its end within `timeout` seconds, also while the caller is being cancelled.
+
+    A failure is logged and not raised: it would hide the reason for which the cleanup runs. A
+    cancellation that arrives meanwhile is raised afterwards.
+    """
+    task = asyncio.ensure_future(_bounded(cleanup, timeout))
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled():
+                break
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+
+
+async def _bounded(cleanup: Coroutine[Any, Any, None], timeout: float) -> None:
+    try:
+        async with asyncio.timeout(timeout):
+            await cleanup
+    except Exception as error:  # noqa: BLE001 - reported; the reason for the cleanup goes first
+        log.warning("cleanup.failed", error=str(error) or type(error).__name__)

@@ -1,0 +1,118 @@
+"""nats-py's client with the three places replaced where it would lose requests or time (ADR 0004).
+
+- A message goes from the parser to its handler directly. The library puts it into a queue that drops
+  when full, and has a task for each subscription that runs one callback at a time.
+- Header blocks are parsed by `parse_headers`. The library stops reading when one is malformed, which
+  any client can bring about.
+- Publishing is `send`, which lets a cancellation through. The library's flush swallows it.
+
+Reconnecting, TLS, authentication and the protocol parser stay the library's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from natsblob.broker.message import Message, parse_headers
+from natsblob.errors import BadRequestError, TooLargeError, UnavailableError
+from natsblob.wire import STATUS, Headers
+
+Handler = Callable[[Message], None]
+"""Takes one message, in order of arrival, and returns at once: it runs inside the reading loop."""
+
+_SUBJECT: Final = re.compile(r"[^\s\x00-\x1f\x7f]+")
+_CRLF: Final = b"\r\n"
+
+
+class DirectClient(Client):
+    """See the module's text. `max_unflushed` bounds the bytes that wait for the socket."""
+
+    max_unflushed: Final = 4 * 1024 * 1024
+
+    async def subscribe_direct(self, subject: str, handler: Handler, queue: str = "") -> int:
+        """Subscribe and return the subscription's id; `handler` gets every message, synchronously."""
+
+        async def callback(_: Msg) -> None:
+            raise AssertionError("messages of this subscription do not pass through the library's queue")
+
+        callback.deliver = handler  # type: ignore[attr-defined]
+        return (await self.subscribe(subject, queue=queue, cb=callback))._id
+
+    async def unsubscribe_direct(self, sid: int) -> None:
+        """Withdraw interest; also harmless when the subscription or the connection is gone already."""
+        subscription = self._subs.get(sid)
+        if subscription is not None and not self.is_closed:
+            await subscription.unsubscribe()
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        subscription = self._subs.get(sid)
+        deliver: Handler | None = getattr(getattr(subscription, "_cb", None), "deliver", None)
+        if deliver is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        self.stats["in_msgs"] += 1
+        self.stats["in_bytes"] += len(data)
+        message = Message(
+            subject.decode("utf-8", "replace"), reply.decode("utf-8", "replace"), data, parse_headers(headers)
+        )
+        try:
+            deliver(message)
+        except Exception as error:  # noqa: BLE001 - a defect in one handler must not stop the reading
+            await self._error_cb(error)
+
+    async def send(self, subject: str, reply: str, headers: Headers | None, data: bytes | memoryview) -> None:
+        """Publish. Waits only where more than `max_unflushed` bytes wait for the socket."""
+        head = frame_head(subject, reply, headers, len(data))
+        if self.is_closed or self.is_draining_pubs:
+            raise UnavailableError("the connection to NATS is closed")
+        if len(data) > self.max_payload:
+            raise TooLargeError("the message is larger than the server's max_payload")
+        if not self.is_connected and self._pending_data_size > self.max_unflushed:
+            raise UnavailableError("the connection to NATS is interrupted")
+        self._pending += (head, data, _CRLF)  # type: ignore[arg-type]  # only ever joined
+        self._pending_data_size += len(head) + len(data) + len(_CRLF)
+        self.stats["out_msgs"] += 1
+        self.stats["out_bytes"] += len(data)
+        self._kick()
+        while self._pending_data_size > self.max_unflushed:
+            await self._flushed()
+
+    def _kick(self) -> asyncio.Future[None] | None:
+        if self.is_connected and self._flush_queue is not None and self._flush_queue.empty():
+            flushed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._flush_queue.put_nowait(flushed)
+            return flushed
+        return None
+
+    async def _flushed(self) -> None:
+        """Wait for the flusher's next round, or look again soon: a lost connection resolves nothing."""
+        if not self.is_connected:
+            raise UnavailableError("the connection to NATS is interrupted")
+        flushed = self._kick()
+        await asyncio.wait(
+            [flushed] if flushed else [asyncio.ensure_future(asyncio.sleep(0.002))], timeout=0.1
+        )
+
+
+def frame_head(subject: str, reply: str, headers: Headers | None, size: int) -> bytes:
+    """The bytes of a PUB or HPUB before its payload; `BadRequestError` rather than an injection."""
+    if not _SUBJECT.fullmatch(subject) or (reply and not _SUBJECT.fullmatch(reply)):
+        raise BadRequestError("a subject has no spaces or control characters")
+    if not headers:
+        return f"PUB {subject} {reply} {size}\r\n".encode()
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items() if name != STATUS])
+    status = f" {headers[STATUS]}" if STATUS in headers else ""
+    block = f"NATS/1.0{status}\r\n{lines}\r\n".encode()
+    if block.count(b"\n") != block.count(b"\r") or block.count(b"\n") != len(headers) + (1 if status else 2):
+        raise BadRequestError("a header has no line breaks")
+    return f"HPUB {subject} {reply} {len(block)} {len(block) + size}\r\n".encode() + block
+
+
+Options = dict[str, Any]
+"""Keyword arguments of nats-py's `connect`."""

@@ -1,0 +1,296 @@
+"""A connection to NATS that its owner opens, uses and closes; every wait in it has a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from secrets import token_hex
+from types import TracebackType
+from typing import Final, Self
+
+import structlog
+
+from natsblob.broker.cleanup import shielded
+from natsblob.broker.client import DirectClient, Handler, Options
+from natsblob.broker.message import Message
+from natsblob.broker.translate import nats_error, no_responders, translated
+from natsblob.errors import BlobError, DeadlineError, NotAllowedError, UnavailableError
+from natsblob.wire import Headers
+
+log = structlog.get_logger("natsblob.broker")
+
+CONNECT_TIMEOUT: Final = 5.0
+"""Seconds for the first connection. Later the client reconnects for as long as it lives."""
+_NO_RESPONDERS: Final = "503"
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Where a NATS server is and how to be let in. What is `None` is not used."""
+
+    servers: tuple[str, ...] = ("nats://127.0.0.1:4222",)
+    name: str = "natsblob"
+    creds: str | None = None
+    nkey: str | None = None
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    inbox_prefix: str = "_INBOX"
+
+    def options(self) -> Options:
+        given = {
+            "user_credentials": self.creds,
+            "nkeys_seed": self.nkey,
+            "user": self.user,
+            "password": self.password,
+            "token": self.token,
+            "tls": self._tls(),
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    def _tls(self) -> ssl.SSLContext | None:
+        if not (self.tls_ca or self.tls_cert):
+            return None
+        context = ssl.create_default_context(cafile=self.tls_ca)
+        if self.tls_cert:
+            context.load_cert_chain(self.tls_cert, self.tls_key)
+        return context
+
+
+class Connection(AbstractAsyncContextManager["Connection"]):
+    """One connection. Opened with `connect`, closed by leaving the context it returns.
+
+    `epoch` grows with every interruption: who has to know that nothing was missed compares it.
+    """
+
+    def __init__(self, client: DirectClient, inbox_prefix: str, on_closed: asyncio.Event) -> None:
+        self._client = client
+        self._inbox = f"{inbox_prefix}.{token_hex(11)}"
+        self._waiting: dict[str, Handler] = {}
+        self._next_token = 0
+        self.epoch = 0
+        self.closed = on_closed
+        """Set once the connection has ended for good, by its owner or because the server insists."""
+
+    @property
+    def max_payload(self) -> int:
+        """Bytes of headers and payload in one message."""
+        return self._client.max_payload
+
+    @property
+    def is_connected(self) -> bool:
+        return self._client.is_connected
+
+    @property
+    def url(self) -> str:
+        """The server that this connection talks to now, without credentials."""
+        parsed = self._client.connected_url
+        return f"{parsed.scheme}://{parsed.hostname}:{parsed.port}" if parsed else "nats://-"
+
+    @property
+    def server_version(self) -> tuple[int, int, int]:
+        version = self._client.connected_server_version
+        return (version.major, version.minor, version.patch)
+
+    async def publish(
+        self, subject: str, data: bytes | memoryview = b"", *, reply: str = "", headers: Headers | None = None
+    ) -> None:
+        """Hand a message to the server. That it was taken is seen by an answer only."""
+        with translated():
+            await self._client.send(subject, reply, headers, data)
+
+    async def request(
+        self, subject: str, data: bytes | memoryview = b"", *, headers: Headers | None = None, timeout: float
+    ) -> Message:
+        """The first answer within `timeout` seconds; `NoRespondersError` where nobody listens."""
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+        def take(message: Message) -> None:
+            if not answer.done():
+                answer.set_result(message)
+
+        with self.inbox(take) as reply:
+            try:
+                async with asyncio.timeout(timeout):
+                    await self.publish(subject, data, reply=reply, headers=headers)
+                    message = await answer
+            except TimeoutError:
+                raise DeadlineError(f"no answer on {subject} within {timeout:g} s") from None
+        if message.status == _NO_RESPONDERS and not message.data:
+            raise no_responders(subject)
+        return message
+
+    def inbox(self, handler: Handler) -> Inbox:
+        """A reply subject whose messages, and those on subjects beneath it, go to `handler` until it is left."""
+        self._next_token += 1
+        return Inbox(self._waiting, self._inbox, format(self._next_token, "x"), handler)
+
+    @asynccontextmanager
+    async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> AsyncIterator[None]:
+        """Interest in `subject`, known to the server on entry and withdrawn on leaving."""
+        with translated():
+            sid = await self._client.subscribe_direct(subject, handler, queue)
+        try:
+            await self.flush()
+            yield
+        finally:
+            await shielded(self._client.unsubscribe_direct(sid))
+
+    async def flush(self, timeout: float = CONNECT_TIMEOUT) -> None:
+        """Returns when the server has processed everything sent so far, within `timeout` seconds."""
+        with translated():
+            async with asyncio.timeout(timeout):
+                await self._client.flush()
+
+    async def listen(self) -> None:
+        """Begin to hear answers: once, before the first request."""
+        await self._client.subscribe_direct(f"{self._inbox}.>", self._dispatch)
+        await self.flush()
+
+    def _dispatch(self, message: Message) -> None:
+        token = message.subject[len(self._inbox) + 1 :].partition(".")[0]
+        handler = self._waiting.get(token)
+        if handler is not None:
+            handler(message)
+
+    async def close(self) -> None:
+        """Flush and end the connection; returns within a few seconds whatever the server does."""
+        if not self._client.is_closed:
+            with suppress(BlobError):
+                if self._client.is_connected:
+                    await self.flush(2.0)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(3.0):
+                    await self._client.close()
+        self.closed.set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await shielded(self.close())
+
+
+class Inbox:
+    """A reply subject; entering it yields the subject, leaving it drops what arrives later."""
+
+    __slots__ = ("_handler", "_subject", "_token", "_waiting")
+
+    def __init__(self, waiting: dict[str, Handler], prefix: str, token: str, handler: Handler) -> None:
+        self._waiting = waiting
+        self._subject = f"{prefix}.{token}"
+        self._token = token
+        self._handler = handler
+
+    def __enter__(self) -> str:
+        self._waiting[self._token] = self._handler
+        return self._subject
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting.pop(self._token, None)
+
+
+async def connect(access: Access, *, timeout: float = CONNECT_TIMEOUT) -> Connection:
+    """A connection, within `timeout` seconds. The caller owns it: use it as a context, or `close` it.
+
+    `NotAllowedError` where the server refuses the credentials, `UnavailableError` where there is none.
+    """
+    client = DirectClient()
+    closed = asyncio.Event()
+    connection = Connection(client, access.inbox_prefix, closed)
+    failures: list[BlobError] = []
+    refused = asyncio.Event()
+    established = False
+
+    async def on_error(error: Exception) -> None:
+        translation = nats_error(error)
+        if not established:
+            failures.append(translation)
+            if isinstance(translation, NotAllowedError):
+                refused.set()
+        else:
+            log.warning("nats.error", error=str(error) or type(error).__name__)
+
+    async def on_disconnect() -> None:
+        connection.epoch += 1
+        if established and not client.is_closed:
+            log.warning("nats.disconnected")
+
+    async def on_reconnect() -> None:
+        connection.epoch += 1
+        log.info("nats.reconnected", url=connection.url)
+
+    async def on_closed() -> None:
+        closed.set()
+
+    with translated():
+        options = access.options()
+    attempt = asyncio.ensure_future(
+        client.connect(
+            servers=list(access.servers),
+            name=access.name,
+            error_cb=on_error,
+            disconnected_cb=on_disconnect,
+            reconnected_cb=on_reconnect,
+            closed_cb=on_closed,
+            connect_timeout=2,
+            reconnect_time_wait=0.25,  # type: ignore[arg-type]  # seconds; the library only adds it up
+            max_reconnect_attempts=-1,
+            ping_interval=5,
+            max_outstanding_pings=2,
+            **options,
+        )
+    )
+    watch = asyncio.ensure_future(refused.wait())
+    try:
+        await asyncio.wait({attempt, watch}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if not attempt.done() or attempt.exception():
+            await _abandon(client, attempt)
+            raise _connect_failure(access, failures, attempt, timeout)
+        established = True
+        with translated():
+            await connection.listen()
+    except BaseException:
+        await shielded(_abandon(client, attempt))
+        raise
+    finally:
+        watch.cancel()
+    return connection
+
+
+async def _abandon(client: DirectClient, attempt: asyncio.Future[None]) -> None:
+    attempt.cancel()
+    with suppress(Exception, asyncio.CancelledError):
+        await asyncio.wait({attempt}, timeout=1.0)
+    with suppress(Exception):
+        async with asyncio.timeout(2.0):
+            await client.close()
+
+
+def _connect_failure(
+    access: Access, failures: list[BlobError], attempt: asyncio.Future[None], timeout: float
+) -> BlobError:
+    for failure in failures:
+        if isinstance(failure, NotAllowedError):
+            return failure
+    error = attempt.exception() if attempt.done() and not attempt.cancelled() else None
+    if isinstance(error, Exception):
+        return nats_error(error)
+    where = ", ".join(_without_userinfo(url) for url in access.servers)
+    return UnavailableError(
+        f"no NATS server answers at {where} within {timeout:g} s; "
+        "start one (`natsblob serve --embedded`) or name another with --server"
+    )
+
+
+def _without_userinfo(url: str) -> str:
+    scheme, separator, rest = url.rpartition("://")
+    return scheme + separator + rest.rpartition("@")[2]

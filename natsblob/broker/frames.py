@@ -1,0 +1,155 @@
+"""Reading chunks by asking for windows of frames, which may come in any order, twice or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Final, Protocol
+
+from natsblob.broker.connection import Connection, Inbox
+from natsblob.broker.message import Message
+from natsblob.broker.retry import delay
+from natsblob.errors import BlobError, DeadlineError
+from natsblob.wire import ERROR_CODE
+
+STALL_TIMEOUT: Final = 3.0
+"""Seconds without a frame after which a window is asked for again."""
+
+
+class FrameSource(Protocol):
+    """What a `FrameReader` reads from, and how its frames are to be understood."""
+
+    async def ask(self, first: int, count: int, reply: str, attempt: int) -> None:
+        """Have chunks `first` to `first + count - 1` sent to `reply`, and an end frame behind them.
+
+        `attempt` counts from 0 how often nothing new came of asking: from 2 on the source is to find
+        out why, and to raise what is final.
+        """
+        ...
+
+    def place(self, frame: Message) -> int | None:
+        """The index of the chunk in a data frame, or `None` where the frame is of no use."""
+        ...
+
+    def end(self, frame: Message) -> BlobError | None:
+        """Why an end frame ended its window early, or `None` where it came in its turn."""
+        ...
+
+
+class _Window:
+    """A run of chunks that was asked for, and those of them that have arrived."""
+
+    def __init__(self, connection: Connection, source: FrameSource, first: int, count: int) -> None:
+        self._connection = connection
+        self._source = source
+        self.range = range(first, first + count)
+        self._frames: dict[int, bytes] = {}
+        self._taken = first
+        self._inbox: Inbox | None = None
+        self._changed = asyncio.Event()
+        self._ended = False
+        self._trouble: BlobError | None = None
+        self._progress = True
+        self._attempt = 0
+        self._epoch = connection.epoch
+        self._progress_at = asyncio.get_running_loop().time()
+
+    async def ask(self) -> None:
+        """Ask for what is missing, at a fresh reply subject: frames of earlier askings are dropped."""
+        self.close()
+        missing = [index for index in self.range if self._wants(index)]
+        if not missing:
+            return
+        self._ended = False
+        self._trouble = None
+        self._progress = False
+        self._epoch = self._connection.epoch
+        self._inbox = self._connection.inbox(self._on_frame)
+        reply = self._inbox.__enter__()
+        count = missing[-1] - missing[0] + 1
+        try:
+            await self._source.ask(missing[0], count, reply, self._attempt)
+        except BlobError as error:
+            self._fail(error)
+
+    async def take(self, index: int, patience: float) -> bytes:
+        """Chunk `index`; chunks are taken in order. Asks again as often as that helps."""
+        while index not in self._frames:
+            if self._ended or self._epoch != self._connection.epoch:
+                await self._ask_again(patience)
+            else:
+                await self._next_frame()
+        self._taken = index + 1
+        return self._frames.pop(index)
+
+    async def _next_frame(self) -> None:
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(STALL_TIMEOUT):
+                await self._changed.wait()
+        except TimeoutError:
+            self._fail(DeadlineError(f"no data for {STALL_TIMEOUT:g} s"))
+
+    async def _ask_again(self, patience: float) -> None:
+        trouble = self._trouble or DeadlineError("data is missing and does not arrive")
+        waited = asyncio.get_running_loop().time() - self._progress_at
+        if not trouble.retryable or waited > patience:
+            raise trouble
+        self._attempt = 0 if self._progress else self._attempt + 1
+        if self._attempt:
+            await asyncio.sleep(delay(self._attempt, trouble))
+        await self.ask()
+
+    def _on_frame(self, frame: Message) -> None:
+        if frame.status is not None or ERROR_CODE in frame.headers:
+            self._trouble = self._source.end(frame)
+            self._ended = True
+        elif (index := self._source.place(frame)) is not None and self._wants(index):
+            self._frames[index] = frame.data
+            self._progress = True
+            self._progress_at = asyncio.get_running_loop().time()
+        self._changed.set()
+
+    def _wants(self, index: int) -> bool:
+        return index in self.range and index >= self._taken and index not in self._frames
+
+    def _fail(self, error: BlobError) -> None:
+        self._trouble = error
+        self._ended = True
+        self._changed.set()
+
+    def close(self) -> None:
+        if self._inbox is not None:
+            self._inbox.__exit__()
+            self._inbox = None
+
+
+async def read_frames(
+    connection: Connection,
+    source: FrameSource,
+    chunks: range,
+    *,
+    window: int,
+    ahead: int,
+    patience: float,
+) -> AsyncIterator[bytes]:
+    """The chunks of `chunks` in order, in windows of `window`, with `ahead` windows asked for at a time.
+
+    Memory is bounded by `window * ahead` chunks. Raises the last passing error after `patience`
+    seconds without a new chunk.
+    """
+    windows: deque[_Window] = deque()
+    to_ask = chunks.start
+    try:
+        while windows or to_ask < chunks.stop:
+            while len(windows) < ahead and to_ask < chunks.stop:
+                windows.append(_Window(connection, source, to_ask, min(window, chunks.stop - to_ask)))
+                to_ask = windows[-1].range.stop
+                await windows[-1].ask()
+            for index in windows[0].range:
+                yield await windows[0].take(index, patience)
+            windows.popleft().close()
+    finally:
+        for waiting in windows:
+            waiting.close()

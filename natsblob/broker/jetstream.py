@@ -1,0 +1,389 @@
+"""The JetStream API calls that natsblob needs: streams, acknowledged publishes, direct reads."""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64decode
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from natsblob.broker.connection import Connection
+from natsblob.broker.message import DESCRIPTION, Message, parse_headers
+from natsblob.broker.retry import retrying
+from natsblob.broker.translate import jetstream_error
+from natsblob.errors import (
+    BlobError,
+    DeadlineError,
+    InternalError,
+    NoRespondersError,
+    SetupError,
+    UnavailableError,
+)
+from natsblob.wire import MESSAGE_ID, Headers, decode_error
+
+T = TypeVar("T")
+
+ATTEMPT_TIMEOUT: Final = 5.0
+"""Seconds for one API call or ack. An election takes 4 to 9 s, so a call is repeated for `PATIENCE`."""
+PATIENCE: Final = 30.0
+"""Seconds for which what the cluster cannot do for now is tried again."""
+MAX_SUBJECTS: Final = 1_000
+"""Subjects in one `multi_last` request; the server takes 1,024."""
+
+EXPECTED_LAST: Final = "Nats-Expected-Last-Subject-Sequence"
+ROLLUP: Final = "Nats-Rollup"
+SEQUENCE: Final = "Nats-Sequence"
+PENDING: Final = "Nats-Num-Pending"
+UP_TO: Final = "Nats-UpTo-Sequence"
+_SUBJECT: Final = "Nats-Subject"
+_TIME: Final = "Nats-Time-Stamp"
+_NOT_FOUND: Final = 10037
+
+Config = dict[str, Any]
+"""A stream configuration as the server has it, with the fields that natsblob does not know."""
+
+
+class ApiErrorBody(msgspec.Struct):
+    code: int = 500
+    err_code: int = 0
+    description: str = ""
+
+    def raised(self) -> BlobError:
+        return jetstream_error(self.code, self.err_code, self.description)
+
+
+class Ack(msgspec.Struct):
+    """A publish ack. With `duplicate` the message id was known and `seq` is the first one's."""
+
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    error: ApiErrorBody | None = None
+
+
+class StreamState(msgspec.Struct):
+    messages: int = 0
+    bytes: int = 0
+    first_seq: int = 0
+    last_seq: int = 0
+    num_subjects: int = 0
+    subjects: dict[str, int] | None = None
+
+
+class Replica(msgspec.Struct):
+    name: str
+    current: bool = False
+    offline: bool = False
+
+
+class ClusterState(msgspec.Struct):
+    name: str = ""
+    leader: str = ""
+    replicas: list[Replica] = []
+
+
+class StreamInfo(msgspec.Struct):
+    config: Config
+    state: StreamState
+    cluster: ClusterState | None = None
+
+
+class _StreamReply(msgspec.Struct):
+    config: Config = {}
+    state: StreamState = msgspec.field(default_factory=StreamState)
+    cluster: ClusterState | None = None
+    total: int = 0
+    error: ApiErrorBody | None = None
+
+
+class AccountTier(msgspec.Struct):
+    memory: int = 0
+    storage: int = 0
+    streams: int = 0
+
+
+class ApiLevel(msgspec.Struct):
+    level: int = 0
+    total: int = 0
+    errors: int = 0
+
+
+class Account(msgspec.Struct):
+    memory: int = 0
+    storage: int = 0
+    streams: int = 0
+    domain: str = ""
+    api: ApiLevel = msgspec.field(default_factory=ApiLevel)
+    limits: dict[str, Any] = {}
+    error: ApiErrorBody | None = None
+
+
+class _StoredBody(msgspec.Struct):
+    subject: str
+    seq: int
+    time: datetime
+    hdrs: str = ""
+    data: str = ""
+
+
+class _StoredReply(msgspec.Struct):
+    message: _StoredBody | None = None
+    error: ApiErrorBody | None = None
+
+
+class _PlainReply(msgspec.Struct):
+    success: bool = False
+    purged: int = 0
+    error: ApiErrorBody | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A message as the stream holds it."""
+
+    subject: str
+    seq: int
+    time: datetime
+    headers: Headers
+    data: bytes
+
+    @classmethod
+    def from_direct(cls, message: Message) -> Stored:
+        """The stored message that a direct read answered with."""
+        headers = message.headers
+        return cls(
+            headers[_SUBJECT],
+            int(headers[SEQUENCE]),
+            msgspec.convert(headers[_TIME], datetime, strict=False),
+            headers,
+            message.data,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """The last messages of several subjects, and the sequence up to which the replica had read."""
+
+    messages: list[Stored]
+    up_to: int
+
+
+class JetStream:
+    """JetStream over one connection. Calls repeat what fails for now, for up to `patience` seconds."""
+
+    def __init__(
+        self, connection: Connection, *, domain: str | None = None, patience: float = PATIENCE
+    ) -> None:
+        self.connection = connection
+        self._api = f"$JS.{domain}.API" if domain else "$JS.API"
+        self._patience = patience
+
+    async def account(self) -> Account:
+        """What this account may use; `SetupError` where JetStream is not enabled for it."""
+        try:
+            return await self._call("INFO", None, Account, patience=0)
+        except NoRespondersError as error:
+            raise SetupError(
+                "JetStream does not answer: enable it in the server's configuration (`jetstream {}`), "
+                "or for this account, and check the domain"
+            ) from error
+
+    async def stream(self, name: str) -> StreamInfo:
+        """The stream as its leader sees it; `StreamMissingError` where there is none."""
+        reply = await self._call(f"STREAM.INFO.{name}", None, _StreamReply)
+        return StreamInfo(reply.config, reply.state, reply.cluster)
+
+    async def subjects(self, name: str, pattern: str) -> dict[str, int]:
+        """How many messages each subject that matches `pattern` has, as the leader sees it."""
+        found: dict[str, int] = {}
+        while True:
+            body = {"subjects_filter": pattern, "offset": len(found)}
+            reply = await self._call(f"STREAM.INFO.{name}", body, _StreamReply)
+            page = reply.state.subjects or {}
+            found.update(page)
+            if not page or len(found) >= reply.total:
+                return found
+
+    async def create(self, config: Config) -> StreamInfo:
+        """Create a stream. With a configuration that is there already this changes nothing."""
+        reply = await self._call(f"STREAM.CREATE.{config['name']}", config, _StreamReply)
+        return StreamInfo(reply.config, reply.state, reply.cluster)
+
+    async def update(self, config: Config) -> StreamInfo:
+        reply = await self._call(f"STREAM.UPDATE.{config['name']}", config, _StreamReply)
+        return StreamInfo(reply.config, reply.state, reply.cluster)
+
+    async def delete(self, name: str) -> None:
+        await self._call(f"STREAM.DELETE.{name}", None, _PlainReply)
+
+    async def purge(self, name: str, subject: str) -> int:
+        """Remove every message on `subject`, and answer how many there were."""
+        return (await self._call(f"STREAM.PURGE.{name}", {"filter": subject}, _PlainReply)).purged
+
+    async def publish(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        message_id: str,
+        headers: Mapping[str, str] | None = None,
+        expected_last: int | None = None,
+    ) -> Ack:
+        """Store a message once, however often it has to be sent; `message_id` makes that so.
+
+        With `expected_last` only if that is the sequence of the subject's last message (0: none);
+        otherwise `LostRaceError`.
+        """
+        complete: Headers = {**(headers or {}), MESSAGE_ID: message_id}
+        if expected_last is not None:
+            complete[EXPECTED_LAST] = str(expected_last)
+
+        async def attempt() -> Ack:
+            reply = await self.connection.request(subject, data, headers=complete, timeout=ATTEMPT_TIMEOUT)
+            return decode_ack(reply)
+
+        return await retrying(attempt, patience=self._patience)
+
+    async def last_at_leader(self, stream: str, subject: str) -> Stored | None:
+        """The last message on `subject` as the stream's leader has it, or `None`: not a lagging copy."""
+
+        async def attempt() -> Stored | None:
+            body = msgspec.json.encode({"last_by_subj": subject})
+            reply = await self._request(f"STREAM.MSG.GET.{stream}", body)
+            decoded = _decode(reply.data, _StoredReply)
+            if decoded.error:
+                if decoded.error.err_code == _NOT_FOUND:
+                    return None
+                raise decoded.error.raised()
+            if decoded.message is None:
+                raise InternalError("a stored message without content")
+            found = decoded.message
+            headers = parse_headers(b64decode(found.hdrs))
+            return Stored(found.subject, found.seq, found.time, headers, b64decode(found.data))
+
+        return await retrying(attempt, patience=self._patience)
+
+    async def last(self, stream: str, subject: str) -> Stored | None:
+        """The last message on `subject` as any replica has it. `None` is to be confirmed."""
+
+        async def attempt() -> Stored | None:
+            reply = await self._request(f"DIRECT.GET.{stream}.{subject}", b"")
+            if reply.status is None:
+                return Stored.from_direct(reply)
+            _expect_not_found(reply)
+            return None
+
+        return await retrying(attempt, patience=self._patience)
+
+    async def latest(self, stream: str, subjects: Sequence[str]) -> Latest:
+        """The last messages on up to `MAX_SUBJECTS` subjects, as any one replica has them."""
+        request = msgspec.json.encode({"multi_last": list(subjects)})
+        return await retrying(lambda: self._latest(stream, request), patience=self._patience)
+
+    async def _latest(self, stream: str, request: bytes) -> Latest:
+        messages, end = await self._collect(stream, request)
+        if end.status != "204":
+            _expect_not_found(end)
+        return Latest(messages, int(end.headers.get(UP_TO, "0")))
+
+    async def messages(self, stream: str, subject: str, *, count: int, batch: int) -> AsyncIterator[Stored]:
+        """The first `count` messages on `subject` in stream order, read `batch` at a time.
+
+        `count` is what the leader has: a replica that has fewer is asked again, for `patience` seconds.
+        """
+        start = 1
+        while count > 0:
+            request = _batch_request(subject, start, min(batch, count))
+            for stored in await retrying(partial(self._batch, stream, request), patience=self._patience):
+                yield stored
+                start = stored.seq + 1
+                count -= 1
+
+    async def _batch(self, stream: str, request: bytes) -> list[Stored]:
+        messages, end = await self._collect(stream, request)
+        if not messages:
+            _expect_not_found(end)
+            raise UnavailableError("a replica has not caught up yet")
+        return messages
+
+    async def _collect(self, stream: str, request: bytes) -> tuple[list[Stored], Message]:
+        """The messages that a direct read answers with, and its end frame."""
+        messages: list[Stored] = []
+        ended: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+        def take(message: Message) -> None:
+            if message.status is None:
+                messages.append(Stored.from_direct(message))
+            elif not ended.done():
+                ended.set_result(message)
+
+        with self.connection.inbox(take) as reply:
+            await self.connection.publish(self.direct_subject(stream), request, reply=reply)
+            try:
+                async with asyncio.timeout(ATTEMPT_TIMEOUT):
+                    return messages, await ended
+            except TimeoutError:
+                raise DeadlineError("the storage did not answer a direct read in time") from None
+
+    def direct_subject(self, stream: str) -> str:
+        return f"{self._api}.DIRECT.GET.{stream}"
+
+    async def request_batch(self, stream: str, subject: str, from_seq: int, count: int, reply: str) -> None:
+        """Have up to `count` messages of `subject` from sequence `from_seq` on sent to `reply`.
+
+        Any replica sends them, without flow control, and then an end frame (ADR-31).
+        """
+        request = _batch_request(subject, from_seq, count)
+        await self.connection.publish(self.direct_subject(stream), request, reply=reply)
+
+    async def _request(self, operation: str, body: bytes) -> Message:
+        return await self.connection.request(f"{self._api}.{operation}", body, timeout=ATTEMPT_TIMEOUT)
+
+    async def _call(self, operation: str, body: object, kind: type[T], *, patience: float | None = None) -> T:
+        payload = msgspec.json.encode(body) if body is not None else b""
+
+        async def attempt() -> T:
+            reply = _decode((await self._request(operation, payload)).data, kind)
+            error: ApiErrorBody | None = getattr(reply, "error", None)
+            if error is not None:
+                raise error.raised()
+            return reply
+
+        return await retrying(attempt, patience=self._patience if patience is None else patience)
+
+
+def _batch_request(subject: str, from_seq: int, count: int) -> bytes:
+    return msgspec.json.encode({"seq": from_seq, "next_by_subj": subject, "batch": count})
+
+
+def decode_ack(reply: Message) -> Ack:
+    """The ack in a reply to a publish, or the error that it is, JetStream's or a worker's."""
+    if reply.status is not None:
+        code = int(reply.status) if reply.status.isdecimal() else 500
+        raise jetstream_error(code, 0, reply.headers.get(DESCRIPTION, "refused"))
+    refusal = decode_error(reply.data, reply.headers)
+    if refusal is not None:
+        raise refusal
+    ack = _decode(reply.data, Ack)
+    if ack.error is not None:
+        raise ack.error.raised()
+    return ack
+
+
+def _expect_not_found(message: Message) -> None:
+    if message.status == "404":
+        return
+    description = message.headers.get(DESCRIPTION, "direct read refused")
+    raise UnavailableError(f"the storage is not available for now: {message.status} {description}")
+
+
+def _decode(data: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.MsgspecError as error:
+        raise InternalError("JetStream answered with something else than its API says") from error

@@ -1,0 +1,67 @@
+"""A message as it arrived, and the parsing of its header block."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from natsblob.wire import STATUS, Headers
+
+MALFORMED: Final = "Natsblob-Malformed"
+"""Set by the parser, and by nobody else, where the header block breaks the rules."""
+
+DESCRIPTION: Final = "Description"
+_VERSION: Final = b"NATS/1.0"
+_NOTHING: Final[Headers] = {}
+
+
+class Message(NamedTuple):
+    """A message. `headers` is never to be changed; it is shared where there are none."""
+
+    subject: str
+    reply: str
+    data: bytes
+    headers: Headers
+
+    @property
+    def status(self) -> str | None:
+        """The inline status of a message that a server made (`204`, `404`, `503`), if any."""
+        return self.headers.get(STATUS)
+
+    def __repr__(self) -> str:
+        return f"Message({self.subject!r}, {len(self.data)} bytes)"
+
+
+def parse_headers(block: bytes | None) -> Headers:
+    """The headers in a block that anybody may have sent: never raises.
+
+    A status is taken from the first line only, where servers put it. A line that is not `Name: value`
+    with a printable ASCII name and a printable UTF-8 value sets `MALFORMED`, so that a service can
+    refuse the request. The client library would stop reading the connection.
+    """
+    if not block:
+        return _NOTHING
+    first, _, rest = block.partition(b"\r\n")
+    headers: Headers = {}
+    well_formed = first.startswith(_VERSION)
+    if len(first) > len(_VERSION):
+        status, _, description = first[len(_VERSION) :].strip().partition(b" ")
+        headers[STATUS] = status.decode("ascii", "replace")
+        headers[DESCRIPTION] = description.decode("utf-8", "replace")
+    for line in rest.split(b"\r\n"):
+        if line:
+            well_formed = _parse_line(line, headers) and well_formed
+    if not well_formed:
+        headers[MALFORMED] = "1"
+    return headers
+
+
+def _parse_line(line: bytes, headers: Headers) -> bool:
+    name, colon, value = line.partition(b":")
+    try:
+        key, text = name.decode("ascii"), value.strip().decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    if not colon or not key or not key.isprintable() or " " in key or key in (MALFORMED, STATUS):
+        return False
+    headers[key] = text
+    return text.isprintable()

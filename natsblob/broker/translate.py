@@ -1,0 +1,117 @@
+"""The one place where what NATS and JetStream say becomes an error of natsblob's own tree."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from nats import errors as nats_errors
+
+from natsblob.errors import (
+    BadRequestError,
+    BlobError,
+    BusyError,
+    ConflictError,
+    DeadlineError,
+    InsufficientStorageError,
+    InternalError,
+    NoRespondersError,
+    NotAllowedError,
+    SetupError,
+    TooLargeError,
+    UnavailableError,
+)
+
+
+class LostRaceError(ConflictError):
+    """Another publisher wrote the subject first: the expected last sequence was wrong."""
+
+
+class StreamMissingError(SetupError):
+    """The stream does not exist."""
+
+
+class ThrottledError(BusyError):
+    """The stream asks publishers to slow down."""
+
+
+_RACES: Final = {10071, 10164}
+_THROTTLES: Final = {429, 10167, 10210}
+_FULL: Final = {10002, 10023, 10028, 10047, 10120, 10121}
+_UNAVAILABLE: Final = {10004, 10008, 10009, 10014, 10077, 10158, 10163, 10201}
+_SETUP: Final = {10005, 10035, 10039, 10052, 10074, 10076, 10027, 10079}
+_FULL_WORDS: Final = ("maximum bytes", "maximum messages", "no space", "insufficient", "exceeded")
+
+
+def jetstream_error(code: int, err_code: int, description: str) -> BlobError:
+    """The error for a JetStream API error or a refused publish.
+
+    Codes are those of nats-server's `errors.json`; 10077 (store failed) covers both a full bucket
+    and a passing fault, which only its description tells apart.
+    """
+    if err_code in _RACES:
+        return LostRaceError(description)
+    if err_code in _THROTTLES or code == 429:
+        return ThrottledError("the stream asks publishers to slow down", retry_after_ms=100)
+    if err_code in _FULL or (err_code == 10077 and any(word in description for word in _FULL_WORDS)):
+        return InsufficientStorageError(f"the bucket has no room: {description}")
+    if err_code == 10059:
+        return StreamMissingError("the bucket does not exist; create it with `natsblob bucket create`")
+    if err_code in (10076, 10039):
+        return SetupError(
+            "JetStream is not enabled for this account; enable it in the server's configuration"
+        )
+    if err_code in _SETUP:
+        return SetupError(f"the server cannot do this: {description}")
+    if err_code == 10058:
+        return ConflictError("a stream of this name exists already, with another configuration")
+    if err_code == 10109:
+        return ConflictError("the bucket is sealed")
+    if err_code == 10054:
+        return TooLargeError(description)
+    if err_code in _UNAVAILABLE or code in (503, 408):
+        return UnavailableError(f"the storage is not available for now: {description}")
+    return InternalError(f"JetStream answered {err_code or code}: {description}")
+
+
+def no_responders(subject: str) -> BlobError:
+    return NoRespondersError(f"nobody answers on {subject}")
+
+
+def nats_error(error: Exception) -> BlobError:
+    """The error for whatever the client library or the socket raised."""
+    match error:
+        case BlobError():
+            return error
+        case nats_errors.NoRespondersError():
+            return NoRespondersError("nobody answers on this subject")
+        case (
+            nats_errors.AuthorizationError()
+            | nats_errors.InvalidUserCredentialsError()
+            | nats_errors.SecureConnRequiredError()
+            | ssl.SSLError()
+        ):
+            return NotAllowedError(f"the server refuses this connection: {error}")
+        case nats_errors.MaxPayloadError():
+            return TooLargeError("the message is larger than the server's max_payload")
+        case nats_errors.BadSubjectError() | nats_errors.BadHeaderError():
+            return BadRequestError("the subject or a header is malformed")
+        case nats_errors.TimeoutError() | TimeoutError():
+            return DeadlineError("no answer in time")
+        case nats_errors.Error() if "permissions violation" in str(error).lower():
+            return NotAllowedError(str(error))
+        case nats_errors.Error() | OSError() | EOFError():
+            return UnavailableError(f"the connection to NATS is not usable: {error}")
+        case _:
+            return InternalError(f"unexpected {type(error).__name__}")
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raises `BlobError` for whatever the client library raises inside; the cause stays chained."""
+    try:
+        yield
+    except (TimeoutError, nats_errors.Error, OSError, EOFError) as error:
+        raise nats_error(error) from error

@@ -1,0 +1,181 @@
+"""Object metadata as ADR-20 has it, the subjects it lies on, and what natsblob adds to it."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import string
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import Error as Base64Error
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from natsblob.broker.jetstream import Stored
+from natsblob.digest import Digest
+from natsblob.errors import BadRequestError, BlobCorruptError
+from natsblob.wire import Marks
+
+MARKS_KEY: Final = "natsblob.marks"
+"""In `metadata`: the stream sequence of every n-th chunk, so that a reader can begin in the middle."""
+
+_BUCKET: Final = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
+_ALPHABET: Final = string.ascii_letters + string.digits
+_MARKS_AT_MOST: Final = 4096
+
+
+class Link(msgspec.Struct, frozen=True, omit_defaults=True):
+    bucket: str
+    name: str | None = None
+
+
+class Options(msgspec.Struct, frozen=True, omit_defaults=True):
+    link: Link | None = None
+    max_chunk_size: int = 0
+
+
+class ObjectInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The metadata of one object. A link has no content; a deleted object is a marker."""
+
+    name: str
+    bucket: str
+    nuid: str
+    size: int = msgspec.field(default=0)
+    chunks: int = 0
+    digest: str = ""
+    mtime: str = ""
+    description: str = ""
+    metadata: dict[str, str] | None = None
+    headers: dict[str, Any] | None = None
+    options: Options | None = None
+    deleted: bool = False
+
+    @property
+    def link(self) -> Link | None:
+        return self.options.link if self.options else None
+
+    @property
+    def chunk_size(self) -> int:
+        """Bytes in each chunk but the last. Other clients need not say; most objects have one chunk."""
+        if self.options and self.options.max_chunk_size:
+            return self.options.max_chunk_size
+        return 128 * 1024 if self.chunks > 1 else max(self.size, 1)
+
+    @property
+    def marks(self) -> Marks | None:
+        return decode_marks((self.metadata or {}).get(MARKS_KEY, ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An object's metadata and where it stands in the stream."""
+
+    info: ObjectInfo
+    seq: int
+    modified: datetime
+
+    @property
+    def is_content(self) -> bool:
+        """Whether there are bytes of its own: it is neither a delete marker nor a link."""
+        return not self.info.deleted and self.info.link is None
+
+    @classmethod
+    def decode(cls, stored: Stored) -> Entry:
+        try:
+            info = msgspec.json.decode(stored.data, type=ObjectInfo)
+        except msgspec.MsgspecError as error:
+            raise BlobCorruptError("the metadata of an object cannot be read") from error
+        return cls(info, stored.seq, stored.time)
+
+
+def encode_info(info: ObjectInfo) -> bytes:
+    """The metadata as JSON, with the fields that other clients insist on."""
+    body = msgspec.to_builtins(info)
+    body.setdefault("size", 0)
+    body.setdefault("chunks", 0)
+    body.setdefault("mtime", datetime.now(UTC).isoformat().replace("+00:00", "Z"))
+    return msgspec.json.encode(body)
+
+
+def check_bucket_name(name: str) -> str:
+    if not _BUCKET.fullmatch(name):
+        raise BadRequestError("a bucket's name is 1 to 128 letters, digits, - and _")
+    return name
+
+
+def new_nuid() -> str:
+    """A name for the chunks of one object that nobody can guess."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(22))
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The subjects and the stream of one bucket."""
+
+    bucket: str
+
+    @property
+    def stream(self) -> str:
+        return f"OBJ_{self.bucket}"
+
+    def chunks(self, nuid: str) -> str:
+        return f"$O.{self.bucket}.C.{nuid}"
+
+    def decision(self, nuid: str) -> str:
+        """Where it is recorded, once, whether the staged chunks of `nuid` are committed or dropped."""
+        return f"$O.{self.bucket}.C.{nuid}.decision"
+
+    def meta(self, name: str) -> str:
+        return f"$O.{self.bucket}.M.{urlsafe_b64encode(name.encode()).decode()}"
+
+    @property
+    def all_chunks(self) -> str:
+        return f"$O.{self.bucket}.C.>"
+
+    @property
+    def all_meta(self) -> str:
+        return f"$O.{self.bucket}.M.>"
+
+    def name_of(self, subject: str) -> str | None:
+        """The object that a metadata subject belongs to, or `None` where it is none."""
+        encoded = subject.removeprefix(f"$O.{self.bucket}.M.")
+        try:
+            return urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode()
+        except (Base64Error, UnicodeDecodeError):
+            return None
+
+
+def marks_of(seqs: list[int]) -> Marks:
+    """The marks of chunks at these stream sequences: as few as possible, at most `_MARKS_AT_MOST`."""
+    if not seqs or seqs == list(range(seqs[0], seqs[0] + len(seqs))):
+        return Marks(every=max(len(seqs), 1), seqs=seqs[:1])
+    every = max(16, -(-len(seqs) // _MARKS_AT_MOST))
+    return Marks(every=every, seqs=seqs[::every])
+
+
+def encode_marks(marks: Marks) -> str:
+    """`every:first,step,step,…`"""
+    steps = [here - before for before, here in zip([0, *marks.seqs], marks.seqs, strict=False)]
+    return f"{marks.every}:{','.join(map(str, steps))}"
+
+
+def decode_marks(text: str) -> Marks | None:
+    """What `encode_marks` wrote, or `None` for anything else: marks are a hint."""
+    every, _, steps = text.partition(":")
+    try:
+        seqs: list[int] = []
+        for step in steps.split(","):
+            seqs.append(int(step) + (seqs[-1] if seqs else 0))
+        return Marks(every=int(every), seqs=seqs) if int(every) > 0 else None
+    except ValueError:
+        return None
+
+
+def digest_of(info: ObjectInfo) -> Digest | None:
+    """The digest that the metadata claims, or `None` where it is not one."""
+    try:
+        return Digest.from_adr20(info.digest)
+    except BadRequestError:
+        return None

@@ -1,0 +1,241 @@
+"""The objects of one bucket by name: find, put, read, list, link and delete (ADR-20)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from natsblob.broker.cleanup import shielded
+from natsblob.broker.jetstream import MAX_SUBJECTS, ROLLUP
+from natsblob.broker.translate import LostRaceError
+from natsblob.chunking import DEFAULT_CHUNK_SIZE, chunk_size_for
+from natsblob.errors import BlobCorruptError, BlobNotFoundError, ConflictError
+from natsblob.hashing import ConcurrentHasher
+from natsblob.objectstore.bucket import Bucket
+from natsblob.objectstore.info import (
+    MARKS_KEY,
+    Entry,
+    Link,
+    ObjectInfo,
+    Options,
+    digest_of,
+    encode_info,
+    encode_marks,
+    new_nuid,
+)
+from natsblob.objectstore.reader import ChunkSource, read_chunks, start_of
+from natsblob.objectstore.writer import Written, write_chunks
+
+WINDOW_BYTES: Final = 8 * 1024 * 1024
+"""Bytes unanswered in a write and asked for in one window of a read; batches have no flow control."""
+_RACES: Final = 8
+_ROLLUP_HEADERS: Final = {ROLLUP: "sub"}
+_AT_ONCE: Final = 32
+
+
+class Objects:
+    """The objects of a bucket. What is found is good at once; what is missing is confirmed by the leader."""
+
+    def __init__(
+        self, bucket: Bucket, *, chunk_size: int = DEFAULT_CHUNK_SIZE, window_bytes: int = WINDOW_BYTES
+    ) -> None:
+        self.bucket = bucket
+        self._jetstream = bucket.jetstream
+        self._layout = bucket.layout
+        self.chunk_size = chunk_size_for(self._jetstream.connection.max_payload, chunk_size)
+        self.window = max(1, window_bytes // self.chunk_size)
+        """Chunks in one window."""
+        self._window_bytes = window_bytes
+
+    async def find(self, name: str) -> Entry | None:
+        """The object of this name, or `None` where the leader has none either. Links are not followed."""
+        stored = await self._jetstream.last(self._layout.stream, self._layout.meta(name))
+        if stored is not None and not (entry := Entry.decode(stored)).info.deleted:
+            return entry
+        newest = await self.newest(name)
+        return newest if newest and not newest.info.deleted else None
+
+    async def newest(self, name: str) -> Entry | None:
+        """The newest metadata of this name as the leader has it, which may be a delete marker."""
+        stored = await self._jetstream.last_at_leader(self._layout.stream, self._layout.meta(name))
+        return Entry.decode(stored) if stored else None
+
+    async def find_many(self, names: Sequence[str]) -> dict[str, Entry]:
+        """Those of `names` that exist, as `find` would tell."""
+        found: dict[str, Entry] = {}
+        for start in range(0, len(names), MAX_SUBJECTS):
+            subjects = [self._layout.meta(name) for name in names[start : start + MAX_SUBJECTS]]
+            latest = await self._jetstream.latest(self._layout.stream, subjects)
+            entries = map(Entry.decode, latest.messages)
+            found.update((entry.info.name, entry) for entry in entries if not entry.info.deleted)
+        for missing in _groups([name for name in dict.fromkeys(names) if name not in found], _AT_ONCE):
+            confirmed = await asyncio.gather(*map(self.newest, missing))
+            found.update(
+                (name, entry)
+                for name, entry in zip(missing, confirmed, strict=True)
+                if entry and not entry.info.deleted
+            )
+        return found
+
+    async def names(self) -> list[str]:
+        """The names of all objects and of delete markers, in ascending order."""
+        subjects = await self._jetstream.subjects(self._layout.stream, self._layout.all_meta)
+        return sorted(name for subject in subjects if (name := self._layout.name_of(subject)) is not None)
+
+    async def list(self) -> AsyncIterator[Entry]:
+        """Every object in ascending order of name; delete markers are left out."""
+        for names in _groups(await self.names(), MAX_SUBJECTS):
+            found = await self.find_many(names)
+            for name in names:
+                if name in found:
+                    yield found[name]
+
+    async def resolve(self, entry: Entry) -> Entry:
+        """The object that a link points to, or `entry` itself. Links go one level deep."""
+        link = entry.info.link
+        if link is None:
+            return entry
+        target = await self.find(link.name) if link.name and link.bucket == self.bucket.name else None
+        if target is None or target.info.link is not None:
+            raise BlobNotFoundError("the object that this link points to is gone")
+        return target
+
+    def read(
+        self, entry: Entry, first: int = 0, count: int | None = None, *, verify: bool = True
+    ) -> AsyncIterator[bytes]:
+        """Chunks of an object in order; with `verify` against the sums that natsblob wrote with them."""
+        info = entry.info
+        stop = info.chunks if count is None else min(info.chunks, first + count)
+
+        async def still_there() -> None:
+            await self._still_there(info)
+
+        source = ChunkSource(self._jetstream, self._layout, info, still_there, verify=verify)
+        window = max(1, self._window_bytes // info.chunk_size)
+        return read_chunks(source, self._jetstream, range(min(first, stop), stop), window=window)
+
+    async def get(self, name: str) -> AsyncIterator[bytes]:
+        """The bytes of an object; `BlobCorruptError` at the end where they are not what its digest says."""
+        entry = await self.find(name)
+        if entry is None:
+            raise BlobNotFoundError(f"no object {name!r}")
+        entry = await self.resolve(entry)
+        hasher = ConcurrentHasher()
+        async for chunk in self.read(entry):
+            await hasher.update(chunk)
+            yield chunk
+        if await hasher.digest() != digest_of(entry.info):
+            raise BlobCorruptError(f"the bytes of object {name!r} are not what its digest says")
+
+    async def delegate(self, entry: Entry, first: int, count: int, reply: str) -> bool:
+        """Have a replica send chunks to `reply`, and whether that can be: it needs the object's marks."""
+        start = start_of(entry.info, first)
+        if start is None:
+            return False
+        subject = self._layout.chunks(entry.info.nuid)
+        await self._jetstream.request_batch(self._layout.stream, subject, start, count, reply)
+        return True
+
+    async def write(self, source: AsyncIterable[bytes]) -> Written:
+        """Store bytes as chunks that nothing names yet; where that fails they are dropped again."""
+        nuid = new_nuid()
+        try:
+            return await write_chunks(
+                self._jetstream, self._layout, nuid, source, chunk_size=self.chunk_size, window=self.window
+            )
+        except BaseException:
+            await shielded(self.drop(nuid))
+            raise
+
+    async def name(self, written: Written, name: str, expected_last: int) -> Entry:
+        """Make written chunks the object `name`, if the newest metadata is still at `expected_last`.
+
+        `LostRaceError` where it is not, and then these chunks have no name and will not get this one.
+        """
+        info = ObjectInfo(
+            name=name,
+            bucket=self.bucket.name,
+            nuid=written.nuid,
+            size=written.size,
+            chunks=written.chunks,
+            digest=written.digest.adr20(),
+            metadata={MARKS_KEY: encode_marks(written.marks)},
+            options=Options(max_chunk_size=written.chunk_size),
+        )
+        return await self._publish(info, expected_last)
+
+    async def put(self, name: str, source: AsyncIterable[bytes]) -> Entry:
+        """Store an object under a name, in place of the one that has it; the last put wins."""
+        written = await self.write(source)
+        for _ in range(_RACES):
+            before = await self.newest(name)
+            try:
+                entry = await self.name(written, name, before.seq if before else 0)
+            except LostRaceError:
+                continue
+            if before and before.is_content:
+                await shielded(self.drop(before.info.nuid))
+            return entry
+        await shielded(self.drop(written.nuid))
+        raise ConflictError(f"other writers kept replacing object {name!r}")
+
+    async def link(self, name: str, target: str, expected_last: int) -> Entry:
+        """Make `name` a link to the object `target` of the same bucket."""
+        link = Link(bucket=self.bucket.name, name=target)
+        info = ObjectInfo(name=name, bucket=self.bucket.name, nuid=new_nuid(), options=Options(link=link))
+        return await self._publish(info, expected_last)
+
+    async def delete(self, name: str) -> Entry:
+        """Remove an object and its chunks, and answer what was removed."""
+        for _ in range(_RACES):
+            entry = await self.newest(name)
+            if entry is None or entry.info.deleted:
+                raise BlobNotFoundError(f"no object {name!r}")
+            marker = ObjectInfo(name=name, bucket=self.bucket.name, nuid=entry.info.nuid, deleted=True)
+            try:
+                await self._publish(marker, entry.seq)
+            except LostRaceError:
+                continue
+            if entry.info.link is None:
+                await shielded(self.drop(entry.info.nuid))
+            return entry
+        raise ConflictError(f"other writers kept replacing object {name!r}")
+
+    async def drop(self, nuid: str) -> None:
+        """Purge the chunks of an object that nothing names and nothing can name any more."""
+        await self._jetstream.purge(self._layout.stream, self._layout.chunks(nuid))
+
+    async def _publish(self, info: ObjectInfo, expected_last: int) -> Entry:
+        """Publish metadata, once. A `LostRaceError` means that somebody else's is there, not ours."""
+        subject = self._layout.meta(info.name)
+        try:
+            ack = await self._jetstream.publish(
+                subject,
+                encode_info(info),
+                message_id=f"{info.nuid}.{'deleted' if info.deleted else 'meta'}.{expected_last}",
+                headers=_ROLLUP_HEADERS,
+                expected_last=expected_last,
+            )
+        except LostRaceError:
+            newest = await self.newest(info.name)
+            if newest and newest.info.nuid == info.nuid and newest.info.deleted == info.deleted:
+                return newest
+            raise
+        return Entry(info, ack.seq, datetime.now(UTC))
+
+    async def _still_there(self, info: ObjectInfo) -> None:
+        """Ask the leader why chunks of an object do not come."""
+        subject = self._layout.chunks(info.nuid)
+        stored = (await self._jetstream.subjects(self._layout.stream, subject)).get(subject, 0)
+        if stored >= info.chunks:
+            return
+        newest = await self.newest(info.name)
+        if newest is None or newest.info.nuid != info.nuid or newest.info.deleted:
+            raise BlobNotFoundError("the object was deleted or replaced while it was read")
+        raise BlobCorruptError(f"{info.chunks - stored} of {info.chunks} chunks are not stored any more")
+
+
+def _groups(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (names[start : start + size] for start in range(0, len(names), size))

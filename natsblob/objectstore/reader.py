@@ -1,0 +1,97 @@
+"""Reading the chunks of one object by batched direct reads, wherever in the stream they lie."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from natsblob import chunking, wire
+from natsblob.broker.frames import read_frames
+from natsblob.broker.jetstream import PENDING, SEQUENCE, JetStream
+from natsblob.broker.message import Message
+from natsblob.errors import BlobCorruptError, BlobError, UnavailableError
+from natsblob.objectstore.info import Layout, ObjectInfo
+
+PATIENCE = 30.0
+"""Seconds without a new chunk after which a read gives up."""
+AHEAD = 2
+"""Windows asked for at a time."""
+_BAD_COPIES = 6
+"""Times that a chunk must fail its sum before it is called corrupt; each may come from another replica."""
+
+StillThere = Callable[[], Awaitable[None]]
+"""Raises `BlobNotFoundError` or `BlobCorruptError` where the leader no longer has the whole object."""
+
+
+class ChunkSource:
+    """The chunks of one object as frames of direct reads; a `FrameSource`."""
+
+    def __init__(
+        self, jetstream: JetStream, layout: Layout, info: ObjectInfo, still_there: StillThere, *, verify: bool
+    ) -> None:
+        self._jetstream = jetstream
+        self._stream = layout.stream
+        self._subject = layout.chunks(info.nuid)
+        self._info = info
+        self._still_there = still_there
+        self._verify = verify
+        self._seen: tuple[int, int] | None = None
+        self._bad = 0
+
+    async def ask(self, first: int, count: int, reply: str, attempt: int) -> None:
+        if self._bad >= _BAD_COPIES:
+            raise BlobCorruptError("a chunk fails its checksum on every copy that could be read")
+        if attempt >= 2:
+            await self._still_there()
+        start = self._start(first, trust_marks=attempt == 0)
+        await self._jetstream.request_batch(self._stream, self._subject, start, count, reply)
+
+    def place(self, frame: Message) -> int | None:
+        """By the index that natsblob writes, else by how many chunks are still to come."""
+        index = wire.chunk_index(frame.headers)
+        if index is None:
+            pending = frame.headers.get(PENDING, "")
+            index = self._info.chunks - 1 - int(pending) if pending.isdecimal() else -1
+        seq = frame.headers.get(SEQUENCE, "")
+        if seq.isdecimal() and (self._seen is None or index > self._seen[0]):
+            self._seen = (index, int(seq))
+        return index if self._is_good(index, frame) else None
+
+    def _is_good(self, index: int, frame: Message) -> bool:
+        info = self._info
+        if len(frame.data) != chunking.length(index, info.size, info.chunk_size):
+            return False
+        claimed = frame.headers.get(wire.SUM)
+        if self._verify and claimed is not None and claimed != wire.chunk_sum(frame.data):
+            self._bad += 1
+            return False
+        return True
+
+    def end(self, frame: Message) -> BlobError | None:
+        if frame.status == "204":
+            return None
+        return UnavailableError(f"a replica has no more chunks to give ({frame.status})")
+
+    def _start(self, first: int, *, trust_marks: bool) -> int:
+        """A sequence from which the next message of the object is chunk `first`, or one before it."""
+        bounds = [1]
+        if trust_marks and (marked := start_of(self._info, first)) is not None:
+            bounds.append(marked)
+        if self._seen and self._seen[0] < first:
+            bounds.append(self._seen[1] + first - self._seen[0])
+        return max(bounds)
+
+
+def start_of(info: ObjectInfo, first: int) -> int | None:
+    """The stream sequence at or before chunk `first`, where the metadata tells it."""
+    marks = info.marks
+    if marks is None or first // marks.every >= len(marks.seqs):
+        return None
+    mark = first // marks.every
+    return marks.seqs[mark] + first - mark * marks.every
+
+
+def read_chunks(
+    source: ChunkSource, jetstream: JetStream, chunks: range, *, window: int
+) -> AsyncIterator[bytes]:
+    """The chunks of `chunks` in order, each checked as the source was told to."""
+    return read_frames(jetstream.connection, source, chunks, window=window, ahead=AHEAD, patience=PATIENCE)

@@ -1,0 +1,279 @@
+"""Chunks that clients published themselves, and what becomes of them: one object, or nothing.
+
+Whether staged chunks are committed or dropped is decided once, by the first message on their decision
+subject. So commits and aborts may run at the same time, on any workers, and be repeated: chunks that a
+commit has claimed are never purged by an abort, and chunks that were dropped are never named. Decisions
+outlive the chunks, until maintenance removes them (ADR 0005).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+import msgspec
+
+from natsblob import chunking, wire
+from natsblob.broker.cleanup import shielded
+from natsblob.broker.jetstream import Stored
+from natsblob.broker.translate import LostRaceError
+from natsblob.chunking import Hashed
+from natsblob.errors import (
+    BadRequestError,
+    BlobCorruptError,
+    BlobNotFoundError,
+    ConflictError,
+    DigestMismatchError,
+    UploadExpiredError,
+)
+from natsblob.hashing import ConcurrentHasher
+from natsblob.objectstore.info import Entry, ObjectInfo, Options, marks_of
+from natsblob.objectstore.objects import Objects
+from natsblob.objectstore.writer import Written
+from natsblob.wire import CommitRequest
+
+
+class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What becomes of staged chunks. A drop names the digest where that content is stored already."""
+
+    action: Literal["commit", "drop"]
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    decision: Decision
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    entry: Entry
+    created: bool
+
+
+class Staging:
+    """The staged chunks of one bucket. A *stage* is the nuid under which chunks of an upload lie."""
+
+    def __init__(self, objects: Objects, *, expiry: timedelta) -> None:
+        self._objects = objects
+        self._jetstream = objects.bucket.jetstream
+        self._layout = objects.bucket.layout
+        self._expiry = expiry
+
+    async def stored(self, stage: str) -> list[int]:
+        """The indexes of the chunks that are stored, ascending; `UploadExpiredError` where none are."""
+        count = await self._count(stage)
+        if count == 0:
+            raise _unknown()
+        messages = self._jetstream.messages(
+            self._layout.stream, self._layout.chunks(stage), count=count, batch=self._objects.window
+        )
+        indexes = [wire.chunk_index(stored.headers) async for stored in messages]
+        return sorted({index for index in indexes if index is not None})
+
+    async def commit(self, stage: str, request: CommitRequest, seen: Hashed | None) -> Committed:
+        """Make the staged chunks the object that has their digest as its name.
+
+        `seen` is what their digest was as they passed a worker, if it saw them all; otherwise they are
+        read back. `DigestMismatchError` where they are not what the request says: they are dropped.
+        `UploadExpiredError` where there are none, or where they are too old or were dropped.
+        """
+        count = await self._count(stage)
+        if count == 0 and request.chunks > 0:
+            return await self._settled_before(stage)
+        written = await self._verified(stage, request, seen, count)
+        name = written.digest.hex
+        before = await self._objects.newest(name)
+        if before is not None and before.is_content:
+            return await self._give_way(stage, written, before)
+        if written.nuid != stage:
+            return await self._name_copy(stage, written, before)
+        decided = await self._decide(stage, Decision("commit", name))
+        if decided.decision.action == "drop":
+            return await self._settled_before(stage)
+        deleted_since = before is not None and before.info.deleted and before.seq > decided.seq
+        if decided.decision.digest != name or deleted_since:
+            raise _unknown()
+        return await self._name(written, before)
+
+    async def abort(self, stage: str) -> None:
+        """Drop the staged chunks; `ConflictError` where they are committed or about to be."""
+        decided = await self._decide(stage, Decision("drop"))
+        if decided.decision.action == "commit":
+            raise ConflictError("the upload is committed already; delete the blob instead")
+        await self._objects.drop(stage)
+
+    async def _count(self, stage: str) -> int:
+        subject = self._layout.chunks(stage)
+        return (await self._jetstream.subjects(self._layout.stream, subject)).get(subject, 0)
+
+    async def _settled_before(self, stage: str) -> Committed:
+        """The outcome of an upload whose chunks are gone: the same content may be there already."""
+        stored = await self._jetstream.last_at_leader(self._layout.stream, self._layout.decision(stage))
+        decision = _decode(stored) if stored else None
+        if decision and decision.digest and (entry := await self._objects.find(decision.digest)):
+            return Committed(entry, created=False)
+        raise _unknown()
+
+    async def _verified(self, stage: str, request: CommitRequest, seen: Hashed | None, count: int) -> Written:
+        """The staged chunks: as they were seen, else read back, and copied where they lie out of order."""
+        marks = request.marks
+        if (
+            seen
+            and marks
+            and count == seen.chunks
+            and (seen.size, seen.chunks) == (request.size, request.chunks)
+        ):
+            written = Written(stage, seen.size, seen.chunks, seen.chunk_size, seen.digest, marks)
+        else:
+            written = await self._read_back(stage, request, count)
+        if request.digest is not None and written.digest != request.digest:
+            if written.nuid != stage:
+                await shielded(self._objects.drop(written.nuid))
+            await self._drop_if_undecided(stage)
+            raise DigestMismatchError("the bytes are not those of the declared digest; nothing is stored")
+        return written
+
+    async def _read_back(self, stage: str, request: CommitRequest, count: int) -> Written:
+        survey = Survey(request.size, request.chunks)
+        messages = self._jetstream.messages(
+            self._layout.stream, self._layout.chunks(stage), count=count, batch=self._objects.window
+        )
+        async for stored in messages:
+            await survey.add(stored)
+        if survey.newest is not None and datetime.now(UTC) - survey.newest > self._expiry:
+            raise _unknown()
+        try:
+            survey.check()
+        except DigestMismatchError:
+            await self._drop_if_undecided(stage)
+            raise
+        if not survey.in_order:
+            return await self._copy(stage, request, survey.chunk_size)
+        digest = await survey.hasher.digest()
+        marks = marks_of(survey.seqs)
+        return Written(stage, request.size, request.chunks, survey.chunk_size, digest, marks)
+
+    async def _copy(self, stage: str, request: CommitRequest, chunk_size: int) -> Written:
+        """The staged chunks written anew in order: other clients read an object in stream order."""
+        info = ObjectInfo(
+            name="",
+            bucket=self._layout.bucket,
+            nuid=stage,
+            size=request.size,
+            chunks=request.chunks,
+            options=Options(max_chunk_size=chunk_size),
+        )
+        try:
+            return await self._objects.write(self._objects.read(Entry(info, 0, datetime.now(UTC))))
+        except (BlobNotFoundError, BlobCorruptError) as error:
+            raise _unknown() from error
+
+    async def _drop_if_undecided(self, stage: str, digest: str = "") -> None:
+        decided = await self._decide(stage, Decision("drop", digest))
+        if decided.decision.action == "drop":
+            await shielded(self._objects.drop(stage))
+
+    async def _give_way(self, stage: str, written: Written, before: Entry) -> Committed:
+        """The blob is there already: by this very upload, or by another, and then ours is dropped."""
+        if written.nuid != stage:
+            await shielded(self._objects.drop(written.nuid))
+        if before.info.nuid != stage:
+            await self._drop_if_undecided(stage, before.info.name)
+        return Committed(before, created=False)
+
+    async def _name(self, written: Written, before: Entry | None) -> Committed:
+        name = written.digest.hex
+        try:
+            entry = await self._objects.name(written, name, before.seq if before else 0)
+        except LostRaceError:
+            newest = await self._objects.newest(name)
+            if newest is None or not newest.is_content:
+                raise _unknown() from None
+            return Committed(newest, created=False)
+        return Committed(entry, created=True)
+
+    async def _name_copy(self, stage: str, copy: Written, before: Entry | None) -> Committed:
+        """Name a copy that only this call knows, and let the chunks go that it was made from."""
+        committed = await self._name(copy, before)
+        if committed.entry.info.nuid != copy.nuid:
+            await shielded(self._objects.drop(copy.nuid))
+        await self._drop_if_undecided(stage, copy.digest.hex)
+        return committed
+
+    async def _decide(self, stage: str, decision: Decision) -> Decided:
+        """Record what becomes of the stage, unless that is recorded already; what holds is answered."""
+        subject = self._layout.decision(stage)
+        try:
+            ack = await self._jetstream.publish(
+                subject,
+                msgspec.json.encode(decision),
+                message_id=f"{stage}.decision.{decision.action}.{decision.digest}",
+                expected_last=0,
+            )
+        except LostRaceError:
+            stored = await self._jetstream.last_at_leader(self._layout.stream, subject)
+            if stored is None:
+                raise _unknown() from None
+            return Decided(_decode(stored), stored.seq)
+        return Decided(decision, ack.seq)
+
+
+class Survey:
+    """Staged chunks as they are read back in stream order: are they all there, and in their order?"""
+
+    def __init__(self, size: int, chunks: int) -> None:
+        self._size = size
+        self._chunks = chunks
+        self._sums: dict[int, str] = {}
+        self._lengths: dict[int, int] = {}
+        self._seen = 0
+        self.hasher = ConcurrentHasher()
+        self.seqs: list[int] = []
+        self.newest: datetime | None = None
+
+    async def add(self, stored: Stored) -> None:
+        """Take the next message; `BadRequestError` where it cannot be a chunk of this upload."""
+        index = wire.chunk_index(stored.headers)
+        if index is None or index >= self._chunks:
+            raise BadRequestError("a chunk without an index, or beyond the declared count, was published")
+        found = wire.chunk_sum(stored.data)
+        if self._sums.setdefault(index, found) != found:
+            raise BadRequestError(f"two different contents were published for chunk {index}")
+        self._lengths[index] = len(stored.data)
+        if index == self._seen == len(self.seqs):
+            self.seqs.append(stored.seq)
+            await self.hasher.update(stored.data)
+        self._seen += 1
+        self.newest = max(stored.time, self.newest or stored.time)
+
+    @property
+    def chunk_size(self) -> int:
+        return self._lengths.get(0, 1)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the messages are the chunks, each once and in order."""
+        return self._seen == len(self.seqs) == self._chunks
+
+    def check(self) -> None:
+        """`DigestMismatchError` where chunks are missing or do not add up to the declared size,
+        `BadRequestError` where they are not all of one length."""
+        if len(self._lengths) != self._chunks or sum(self._lengths.values()) != self._size:
+            raise DigestMismatchError("the stored chunks are not those that were declared; nothing is stored")
+        for index, length in self._lengths.items():
+            if length != chunking.length(index, self._size, self.chunk_size):
+                raise BadRequestError(f"chunk {index} has another size than the chunks before it")
+
+
+def _decode(stored: Stored) -> Decision:
+    try:
+        return msgspec.json.decode(stored.data, type=Decision)
+    except msgspec.MsgspecError as error:
+        raise UploadExpiredError("the upload cannot be used any more; begin again") from error
+
+
+def _unknown() -> UploadExpiredError:
+    return UploadExpiredError("the upload is unknown, was dropped or is too old; begin again")

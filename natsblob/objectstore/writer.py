@@ -1,0 +1,60 @@
+"""Writing the chunks of one object: windowed, acknowledged, hashed on the way."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable
+from dataclasses import dataclass
+
+from natsblob.broker.jetstream import JetStream
+from natsblob.broker.publish import PublishWindow
+from natsblob.chunking import rechunk
+from natsblob.digest import Digest
+from natsblob.hashing import ConcurrentHasher
+from natsblob.objectstore.info import Layout, marks_of
+from natsblob.wire import Marks
+
+PATIENCE = 30.0
+"""Seconds without an ack after which a write gives up; an election takes 4 to 9."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The chunks of an object that nothing names yet."""
+
+    nuid: str
+    size: int
+    chunks: int
+    chunk_size: int
+    digest: Digest
+    marks: Marks
+
+
+async def write_chunks(
+    jetstream: JetStream,
+    layout: Layout,
+    nuid: str,
+    source: AsyncIterable[bytes],
+    *,
+    chunk_size: int,
+    window: int,
+) -> Written:
+    """Store the bytes of `source` as the chunks of `nuid`; all of them are acknowledged on return.
+
+    Where it raises, chunks may have been stored: they are the caller's to purge.
+    """
+    hasher = ConcurrentHasher()
+    with PublishWindow(
+        jetstream.connection, layout.chunks(nuid), message_id=nuid, window=window, patience=PATIENCE
+    ) as publisher:
+        async for chunk in rechunk(source, chunk_size):
+            await hasher.update(chunk)
+            await publisher.send(chunk)
+        await publisher.finish()
+    return Written(
+        nuid=nuid,
+        size=await hasher.size(),
+        chunks=publisher.sent,
+        chunk_size=chunk_size,
+        digest=await hasher.digest(),
+        marks=marks_of(list(publisher.seqs)),
+    )

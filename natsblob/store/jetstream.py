@@ -1,0 +1,171 @@
+"""Blobs in a JetStream Object Store bucket: an object whose name is its digest."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from datetime import timedelta
+from typing import Final
+
+from natsblob.broker.cleanup import shielded
+from natsblob.broker.translate import LostRaceError
+from natsblob.chunking import Hashed
+from natsblob.digest import Digest
+from natsblob.errors import BlobNotFoundError, ConflictError, DigestMismatchError
+from natsblob.hashing import ConcurrentHasher
+from natsblob.objectstore.info import Entry, digest_of
+from natsblob.objectstore.objects import Objects
+from natsblob.objectstore.staging import Staging
+from natsblob.objectstore.writer import Written
+from natsblob.wire import CommitRequest, Info, Page
+
+UPLOAD_EXPIRY: Final = timedelta(hours=1)
+"""How long after its newest chunk an upload can still be committed."""
+_ADDRESS: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_RACES: Final = 8
+
+
+class JetStreamStore:
+    """A `Store` on a bucket, which also takes chunks from publishers and sends them to readers."""
+
+    def __init__(self, objects: Objects, *, upload_expiry: timedelta = UPLOAD_EXPIRY) -> None:
+        self._objects = objects
+        self._staging = Staging(objects, expiry=upload_expiry)
+
+    @property
+    def chunk_size(self) -> int:
+        return self._objects.chunk_size
+
+    async def stat(self, digest: Digest) -> Info:
+        return info_of(digest, await self._find(digest))
+
+    async def missing(self, digests: Sequence[Digest]) -> list[Digest]:
+        found = await self._objects.find_many([digest.hex for digest in digests])
+        dangling = {
+            name for name, entry in found.items() if not entry.is_content and not await self._leads(entry)
+        }
+        return [digest for digest in digests if digest.hex not in found or digest.hex in dangling]
+
+    async def chunks(
+        self, digest: Digest, first: int = 0, count: int | None = None, *, verify: bool = True
+    ) -> AsyncIterator[bytes]:
+        async for chunk in self._objects.read(await self._find(digest), first, count, verify=verify):
+            yield chunk
+
+    async def held(self, digest: Digest) -> Info | None:
+        entry = await self._own(digest)
+        return info_of(digest, entry) if entry else None
+
+    async def put(self, source: AsyncIterable[bytes], *, expected: Digest | None = None) -> Info:
+        """Store bytes. With `expected` the leader is asked first, so that known content is not written."""
+        if expected is not None and (entry := await self._own(expected)) is not None:
+            await _check(source, expected)
+            return info_of(expected, entry)
+        written = await self._objects.write(source)
+        if expected is not None and written.digest != expected:
+            await shielded(self._objects.drop(written.nuid))
+            raise _mismatch()
+        return await self._name(written)
+
+    async def delete(self, digest: Digest) -> Info:
+        """Remove the blob. What was adopted from another name keeps that name and its bytes."""
+        entry = await self._find(digest)
+        await self._objects.delete(digest.hex)
+        return info_of(digest, entry)
+
+    async def delegate(self, digest: Digest, first: int, count: int, reply: str) -> bool:
+        entry = await self._find(digest)
+        return await self._objects.delegate(entry, first, count, reply)
+
+    def chunk_subject(self, stage: str) -> str:
+        return self._objects.bucket.chunk_subject(stage)
+
+    async def staged(self, stage: str) -> list[int]:
+        return await self._staging.stored(stage)
+
+    async def commit(self, stage: str, request: CommitRequest, seen: Hashed | None) -> Info:
+        committed = await self._staging.commit(stage, request, seen)
+        digest = Digest.parse(committed.entry.info.name)
+        return info_of(digest, committed.entry, created=committed.created)
+
+    async def abort(self, stage: str) -> None:
+        await self._staging.abort(stage)
+
+    async def _find(self, digest: Digest) -> Entry:
+        entry = await self._objects.find(digest.hex)
+        if entry is None:
+            raise BlobNotFoundError(f"no blob {digest}")
+        entry = await self._objects.resolve(entry)
+        if digest_of(entry.info) != digest:
+            raise BlobNotFoundError(f"no blob {digest}: the object that it was adopted from has changed")
+        return entry
+
+    async def _own(self, digest: Digest) -> Entry | None:
+        """The blob as the leader has it, with bytes of its own: what is adopted may go any time."""
+        entry = await self._objects.newest(digest.hex)
+        return entry if entry and entry.is_content else None
+
+    async def _leads(self, link: Entry) -> bool:
+        try:
+            target = await self._objects.resolve(link)
+        except BlobNotFoundError:
+            return False
+        digest = digest_of(target.info)
+        return digest is not None and digest.hex == link.info.name
+
+    async def _listed(self, entry: Entry) -> Info | None:
+        try:
+            return info_of(Digest.parse(entry.info.name), await self._objects.resolve(entry))
+        except BlobNotFoundError:
+            return None
+
+    async def _name(self, written: Written) -> Info:
+        """Give written chunks their address, unless that has bytes already: then they are dropped."""
+        name = written.digest.hex
+        for _ in range(_RACES):
+            try:
+                before = await self._objects.newest(name)
+            except BaseException:
+                await shielded(self._objects.drop(written.nuid))
+                raise
+            if before is not None and before.is_content:
+                await shielded(self._objects.drop(written.nuid))
+                return info_of(written.digest, before)
+            try:
+                entry = await self._objects.name(written, name, before.seq if before else 0)
+            except LostRaceError:
+                continue
+            return info_of(written.digest, entry, created=True)
+        await shielded(self._objects.drop(written.nuid))
+        raise ConflictError(f"other writers kept replacing blob {name}")
+
+    async def list(self, *, after: Digest | None = None, limit: int = 1000, prefix: str = "") -> Page:
+        names = [name for name in await self._objects.names() if _ADDRESS.fullmatch(name)]
+        names = [name for name in names if name.startswith(prefix)]
+        position = bisect_right(names, after.hex) if after else 0
+        blobs: list[Info] = []
+        while position < len(names) and len(blobs) < limit:
+            page = names[position : position + limit - len(blobs)]
+            position += len(page)
+            found = await self._objects.find_many(page)
+            blobs += [info for name in page if name in found and (info := await self._listed(found[name]))]
+        return Page(blobs, blobs[-1].digest if position < len(names) and blobs else None)
+
+
+def info_of(digest: Digest, entry: Entry, *, created: bool = False) -> Info:
+    """What the wire says of a blob."""
+    info = entry.info
+    return Info(digest, info.size, info.chunks, info.chunk_size, created, entry.modified)
+
+
+async def _check(source: AsyncIterable[bytes], expected: Digest) -> None:
+    hasher = ConcurrentHasher()
+    async for block in source:
+        await hasher.update(block)
+    if await hasher.digest() != expected:
+        raise _mismatch()
+
+
+def _mismatch() -> DigestMismatchError:
+    return DigestMismatchError("the bytes are not those of the declared digest; nothing is stored")
