@@ -58,15 +58,15 @@ def parse_size(text: str | float) -> int:
 
 
 def format_duration(seconds: float) -> str:
-    """The duration in the largest unit that makes it a whole number; `parse_duration` reads it back."""
+    """The duration in the largest unit that makes it a whole number, else in seconds."""
     for unit, factor in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         if seconds >= factor and seconds % factor == 0:
             return f"{int(seconds // factor)}{unit}"
-    return f"{seconds * 1000:g}ms" if seconds < 1 else f"{seconds:g}s"
+    return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s"
 
 
 def format_size(size: int) -> str:
-    """The size in the largest binary unit that makes it a whole number; `parse_size` reads it back."""
+    """The size in the largest binary unit that makes it a whole number."""
     for unit, factor in (("TiB", 1024**4), ("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
         if size >= factor and size % factor == 0:
             return f"{size // factor}{unit}"
