@@ -6,7 +6,9 @@ Where the ports that they name are in use on this machine, flags choose others; 
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
+import subprocess
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from natsblob.testing.servers import monitor, until_settled
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("n1", "n2", "n3")
+ROLES = ("SERVICE", "STORAGE", "ADMIN", "TENANT", "SYSTEM")
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,20 @@ async def shipped_cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
         yield cluster
     finally:
         await asyncio.gather(*(server.stop() for server in servers))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [ROOT / "nats-server.conf", *sorted((ROOT / "deploy").rglob("*.conf"))],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_the_server_accepts(config: Path) -> None:
+    variables = ["NODE", *(f"NATSBLOB_{name}PASSWORD" for name in ("", *(f"{role}_" for role in ROLES)))]
+    environment = os.environ | {name: f"value-of-{name}" for name in variables}
+    check = subprocess.run(
+        [find_server(), "-t", "-c", config], env=environment, capture_output=True, timeout=30, check=False
+    )
+    assert check.returncode == 0, check.stderr.decode()
 
 
 @pytest.mark.cluster
