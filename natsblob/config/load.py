@@ -220,7 +220,10 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> None:
             raise SetupError(
                 f"{where(used[0])} and {where(used[1])} are two ways to log in; give one of them"
             )
-        if getattr(settings, f"{side}password") is not None and used != [f"{side}user"]:
+        # An address may carry user and password: then one that was meant for something else does no harm.
+        in_address = any("@" in url for url in getattr(settings, f"{side}server") or ())
+        password = getattr(settings, f"{side}password")
+        if password is not None and used != [f"{side}user"] and (used or not in_address):
             raise SetupError(f"{where(f'{side}password')} needs {side}user, and no other way to log in")
     if (settings.tls_cert is None) != (settings.tls_key is None):
         given, missing = ("tls_cert", "tls_key") if settings.tls_cert else ("tls_key", "tls_cert")

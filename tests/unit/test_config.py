@@ -236,6 +236,13 @@ def test_a_password_may_come_from_elsewhere_than_its_user(loaded: Load, cwd: Pat
     assert (settings.user, settings.password) == ("v", "p")
 
 
+def test_a_password_alone_does_no_harm_to_an_address_that_has_its_own(loaded: Load) -> None:
+    settings = loaded({"server": "nats://u:p@host:4222"}, NATSBLOB_PASSWORD="p").settings
+    assert settings.server == ("nats://u:p@host:4222",)
+    with pytest.raises(SetupError):
+        loaded({"server": "nats://u:p@host:4222", "creds": "a", "password": "p"})
+
+
 def test_to_nats_a_user_without_a_password_is_a_token(loaded: Load) -> None:
     assert loaded(NATS_USER="t").settings.token == "t"
     settings = loaded(NATS_USER="u", NATS_PASSWORD="p").settings
