@@ -271,6 +271,9 @@ class StoreConformance:
         stat = await store.stat(put.digest)
         assert not stat.created
         assert facts(stat) == facts(put)
+        held = await store.held(put.digest)
+        assert held is not None
+        assert facts(held) == facts(put)
         assert stat.modified is None or stat.modified.tzinfo is not None
 
     async def test_missing_keeps_order_and_duplicates(self, store: Store) -> None:
@@ -292,6 +295,7 @@ class StoreConformance:
             await anext(store.chunks(unknown, 7, 1, verify=False))
         with pytest.raises(BlobNotFoundError):
             await store.delete(unknown)
+        assert await store.held(unknown) is None
         assert await store.missing([unknown]) == [unknown]
 
     # Windows of chunks
@@ -395,6 +399,7 @@ class StoreConformance:
     async def assert_absent(self, store: Store, *digests: Digest) -> None:
         """No verb of the store knows the digests."""
         assert await store.missing(digests) == list(digests)
+        assert [await store.held(digest) for digest in digests] == [None] * len(digests)
         listed = {info.digest for info in (await store.list()).blobs}
         assert listed.isdisjoint(digests)
         for digest in digests:

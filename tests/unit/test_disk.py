@@ -289,6 +289,29 @@ async def test_rot_after_a_remembered_verification_is_noticed(store: DiskStore, 
     await assert_refused_and_healed(store, tmp_path)
 
 
+async def test_rot_within_one_tick_of_the_clock_is_noticed(store: DiskStore, tmp_path: Path) -> None:
+    await put(store)
+    file = file_of(tmp_path)
+    tick = time.time_ns() + 3600 * 10**9  # still to come, so that no pause of this test lets it pass
+    os.utime(file, ns=(tick, tick))
+    assert await read(store) == DATA
+    flip(file, 5)
+    os.utime(file, ns=(tick, tick))
+    await assert_refused_and_healed(store, tmp_path)
+
+
+async def test_a_flipped_bit_in_a_blob_of_one_chunk_is_never_served(store: DiskStore, tmp_path: Path) -> None:
+    small = await store.put(source(b"small"))
+    file = file_of(tmp_path, small.digest)
+    make_old(file)
+    assert await read(store, small.digest) == b"small"
+    flip(file, 4)
+    with pytest.raises(BlobCorruptError):
+        await read(store, small.digest)
+    assert await store.missing([small.digest]) == [small.digest]
+    assert (await store.put(source(b"small"))).created
+
+
 async def assert_refused_and_healed(store: DiskStore, directory: Path) -> None:
     with pytest.raises(BlobCorruptError):
         await anext(store.chunks(DIGEST, 1, 1))
@@ -298,6 +321,17 @@ async def assert_refused_and_healed(store: DiskStore, directory: Path) -> None:
         await read(store)
     assert (await store.put(source(DATA))).created
     assert await read(store) == DATA
+
+
+async def test_nobody_is_spared_an_upload_for_a_file_that_has_rotted(
+    store: DiskStore, tmp_path: Path
+) -> None:
+    await put(store)
+    assert await store.held(DIGEST) is not None
+    flip(file_of(tmp_path), 5)
+    assert await store.held(DIGEST) is None
+    await put(store)
+    assert await store.held(DIGEST) is not None
 
 
 async def test_a_put_replaces_a_file_that_has_rotted_unnoticed(store: DiskStore, tmp_path: Path) -> None:

@@ -24,6 +24,21 @@ _READ_SIZE: Final = 1024 * 1024
 _log = structlog.get_logger(__name__)
 
 
+def read_small(volume: Volume, digest: Digest, limit: int, verify: bool) -> bytes | None:
+    """The bytes of a blob that has at most `limit`, checked with `verify`; `None` where it has more."""
+    blob = StoredBlob(volume, digest)
+    try:
+        blob.open()
+        if blob.identity.size > limit:
+            return None
+        data = blob.read(0, blob.identity.size)
+        if verify and Digest.of(data) != digest:
+            raise blob.condemn()
+        return data
+    finally:
+        blob.close()
+
+
 class Identity(NamedTuple):
     """Which bytes were verified: they are still the same while the file has this identity."""
 
@@ -82,9 +97,13 @@ class StoredBlob:
             os.close(file)
         if hasher.digest() == self._digest:
             return True
+        raise self.condemn()
+
+    def condemn(self) -> BlobCorruptError:
+        """Put the file aside for good, and say so."""
         with suppress(OSError):  # on a read-only disk it stays, and is refused again at the next reading
             self._quarantine()
-        raise BlobCorruptError(
+        return BlobCorruptError(
             "the stored bytes are not those of the digest; none were delivered. "
             "The file was put aside: put the blob again to heal it"
         )

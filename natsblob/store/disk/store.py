@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Final, TypeVar, TypeVarTuple
@@ -19,8 +19,8 @@ from uuid import UUID
 
 from natsblob import chunking
 from natsblob.digest import Digest
-from natsblob.errors import BlobNotFoundError
-from natsblob.store.disk.files import Identity, StagedBlob, StoredBlob
+from natsblob.errors import BlobCorruptError, BlobNotFoundError
+from natsblob.store.disk.files import Identity, StagedBlob, StoredBlob, read_small
 from natsblob.store.disk.volume import BLOBS, Volume, translate
 from natsblob.wire import Info, Page
 
@@ -65,6 +65,8 @@ class DiskStore:
 
     def close(self) -> None:
         """Finish what runs in threads and let go of the directory; for when no request is left."""
+        if self._closing.is_set():
+            return
         self._closing.set()
         self._threads.shutdown(cancel_futures=True)
         self._volume.close()
@@ -87,19 +89,25 @@ class DiskStore:
     async def chunks(
         self, digest: Digest, first: int = 0, count: int | None = None, *, verify: bool = True
     ) -> AsyncIterator[bytes]:
-        blob = StoredBlob(self._volume, digest)
-        try:
-            await self._run(blob.open)
-            if verify:
-                await self._verify(blob)
+        whole = await self._run(read_small, self._volume, digest, self.chunk_size, verify)
+        if whole is not None:
+            if whole and first == 0 and count != 0:
+                yield whole
+            return
+        async with self._opened(digest, verify=verify) as blob:
             size = blob.identity.size
             total = chunking.count(size, self.chunk_size)
-            wanted = range(first, total if count is None else min(total, first + count))
-            for index in wanted:
+            for index in range(first, total if count is None else min(total, first + count)):
                 length = chunking.length(index, size, self.chunk_size)
                 yield await self._run(blob.read, index * self.chunk_size, length)
-        finally:
-            await self._clean_up(blob.close)
+
+    async def held(self, digest: Digest) -> Info | None:
+        """The blob, its file verified: who is told this may throw the bytes away."""
+        try:
+            async with self._opened(digest, verify=True):
+                return await self._run(self._stat, digest)
+        except (BlobNotFoundError, BlobCorruptError):
+            return None
 
     async def put(self, source: AsyncIterable[bytes], *, expected: Digest | None = None) -> Info:
         staged = StagedBlob(self._volume)
@@ -212,6 +220,17 @@ class DiskStore:
             return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
         except OSError as error:
             raise translate(error) from error
+
+    @asynccontextmanager
+    async def _opened(self, digest: Digest, *, verify: bool) -> AsyncIterator[StoredBlob]:
+        blob = StoredBlob(self._volume, digest)
+        try:
+            await self._run(blob.open)
+            if verify:
+                await self._verify(blob)
+            yield blob
+        finally:
+            await self._clean_up(blob.close)
 
     async def _clean_up(self, call: Callable[[], None]) -> None:
         """Run `call` in a thread, also where this is cancelled, and wait for it within reason."""
