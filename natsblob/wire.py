@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
@@ -20,6 +21,7 @@ PROTOCOL_VERSION: Final = 1
 DEFAULT_PREFIX: Final = "blob"
 MAX_BATCH: Final = 1_000
 """Digests in one `has`, and entries in one page of `list`."""
+MAX_MARKS: Final = 4096
 _MAX_TEXT: Final = 500
 
 T = TypeVar("T")
@@ -118,7 +120,15 @@ class Marks(msgspec.Struct, frozen=True):
     """Stream sequences of every `every`-th chunk, from the acks: a hint that spares a scan later."""
 
     every: Annotated[int, msgspec.Meta(ge=1, le=2**32)]
-    seqs: Annotated[list[Count], msgspec.Meta(max_length=4096)]
+    seqs: Annotated[list[Count], msgspec.Meta(max_length=MAX_MARKS)]
+
+
+def marks_of(seqs: Sequence[int]) -> Marks:
+    """The marks of chunks at these stream sequences, by index: as few as possible, at most `MAX_MARKS`."""
+    if all(seq == seqs[0] + index for index, seq in enumerate(seqs)):
+        return Marks(every=max(len(seqs), 1), seqs=list(seqs[:1]))
+    every = max(16, -(-len(seqs) // MAX_MARKS))
+    return Marks(every=every, seqs=list(seqs[::every]))
 
 
 class CommitRequest(msgspec.Struct, frozen=True):
@@ -280,6 +290,10 @@ class Subjects:
     def chunk(self, bucket: str, stage: str) -> str:
         """Where the chunks of one upload are published."""
         return f"{self.prefix}.chunk.{bucket}.{stage}"
+
+    def relayed(self, bucket: str) -> str:
+        """Beneath which chunks are published that a worker stores: not what the bucket's stream takes."""
+        return f"{self.prefix}.relay.{bucket}"
 
     def chunk_wildcard(self, bucket: str) -> str:
         return self.chunk(bucket, "*")

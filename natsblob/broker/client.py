@@ -1,10 +1,11 @@
-"""nats-py's client with the three places replaced where it would lose requests or time (ADR 0004).
+"""nats-py's client with the places replaced where it would lose requests or time (ADR 0004).
 
 - A message goes from the parser to its handler directly. The library puts it into a queue that drops
   when full, and has a task for each subscription that runs one callback at a time.
 - Header blocks are parsed by `parse_headers`. The library stops reading when one is malformed, which
   any client can bring about.
 - Publishing is `send`, which lets a cancellation through. The library's flush swallows it.
+- A ping waits its turn. The library's overtakes what is still to be sent, so that `flush` proves nothing.
 
 Reconnecting, TLS, authentication and the protocol parser stay the library's.
 """
@@ -16,7 +17,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
-from nats.aio.client import Client
+from nats.aio.client import PING_PROTO, Client
 from nats.aio.msg import Msg
 
 from natsblob.broker.message import Message, parse_headers
@@ -42,13 +43,24 @@ class DirectClient(Client):
             raise AssertionError("messages of this subscription do not pass through the library's queue")
 
         callback.deliver = handler  # type: ignore[attr-defined]
-        return (await self.subscribe(subject, queue=queue, cb=callback))._id
+        subscription = await self.subscribe(subject, queue=queue, cb=callback)
+        return subscription._id  # noqa: SLF001 - the library offers no other name for it
 
     async def unsubscribe_direct(self, sid: int) -> None:
-        """Withdraw interest; also harmless when the subscription or the connection is gone already."""
+        """Withdraw interest; what the server had sent before that still reaches the handler.
+
+        Also harmless when the subscription or the connection is gone already.
+        """
         subscription = self._subs.get(sid)
-        if subscription is not None and not self.is_closed:
-            await subscription.unsubscribe()
+        if subscription is None or self.is_closed:
+            return
+        try:
+            if self.is_connected:
+                await self._send_unsubscribe(sid)
+                await self.flush()
+        finally:
+            self._remove_sub(sid)
+            subscription._stop_processing()  # noqa: SLF001 - the library's own way would drop messages
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         subscription = self._subs.get(sid)
@@ -66,22 +78,33 @@ class DirectClient(Client):
         except Exception as error:  # noqa: BLE001 - a defect in one handler must not stop the reading
             await self._error_cb(error)
 
-    async def send(self, subject: str, reply: str, headers: Headers | None, data: bytes | memoryview) -> None:
-        """Publish. Waits only where more than `max_unflushed` bytes wait for the socket."""
+    def enqueue(self, subject: str, reply: str, headers: Headers | None, data: bytes | memoryview) -> None:
+        """Publish without waiting; `UnavailableError` where too much waits for the socket already."""
         head = frame_head(subject, reply, headers, len(data))
         if self.is_closed or self.is_draining_pubs:
             raise UnavailableError("the connection to NATS is closed")
         if len(data) > self.max_payload:
             raise TooLargeError("the message is larger than the server's max_payload")
-        if not self.is_connected and self._pending_data_size > self.max_unflushed:
-            raise UnavailableError("the connection to NATS is interrupted")
+        if self._pending_data_size > self.max_unflushed * (2 if self.is_connected else 1):
+            raise UnavailableError("the connection to NATS is interrupted or too slow")
         self._pending += (head, data, _CRLF)  # type: ignore[arg-type]  # only ever joined
         self._pending_data_size += len(head) + len(data) + len(_CRLF)
         self.stats["out_msgs"] += 1
         self.stats["out_bytes"] += len(data)
         self._kick()
+
+    async def send(self, subject: str, reply: str, headers: Headers | None, data: bytes | memoryview) -> None:
+        """Publish. Waits where more than `max_unflushed` bytes wait for the socket."""
         while self._pending_data_size > self.max_unflushed:
             await self._flushed()
+        self.enqueue(subject, reply, headers, data)
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        """A ping behind what waits to be sent; the library's own overtakes it, and `flush` proves nothing."""
+        self._pongs.append(future or asyncio.get_running_loop().create_future())
+        self._pending.append(PING_PROTO)
+        self._pending_data_size += len(PING_PROTO)
+        self._kick()
 
     def _kick(self) -> asyncio.Future[None] | None:
         if self.is_connected and self._flush_queue is not None and self._flush_queue.empty():

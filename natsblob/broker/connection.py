@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -17,6 +18,7 @@ from natsblob.broker.cleanup import shielded
 from natsblob.broker.client import DirectClient, Handler, Options
 from natsblob.broker.message import Message
 from natsblob.broker.translate import nats_error, no_responders, translated
+from natsblob.config import Settings
 from natsblob.errors import BlobError, DeadlineError, NotAllowedError, UnavailableError
 from natsblob.wire import Headers
 
@@ -25,6 +27,8 @@ log = structlog.get_logger("natsblob.broker")
 CONNECT_TIMEOUT: Final = 5.0
 """Seconds for the first connection. Later the client reconnects for as long as it lives."""
 _NO_RESPONDERS: Final = "503"
+_QUOTED: Final = re.compile(r'"([^"]+)"')
+"""The subject in the server's refusal, which the client library hands on in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,23 @@ class Access:
     tls_ca: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
+    tls_first: bool = False
     inbox_prefix: str = "_INBOX"
+
+    @classmethod
+    def of(cls, settings: Settings, name: str) -> Access:
+        """How the settings say to connect, under a `name` that monitoring shows."""
+        paths = {key: getattr(settings, key) for key in ("creds", "nkey", "tls_ca", "tls_cert", "tls_key")}
+        return cls(
+            servers=settings.server,
+            name=name,
+            user=settings.user,
+            password=settings.password,
+            token=settings.token,
+            tls_first=settings.tls_first,
+            inbox_prefix=settings.inbox_prefix,
+            **{key: str(path) for key, path in paths.items() if path is not None},
+        )
 
     def options(self) -> Options:
         given = {
@@ -51,11 +71,13 @@ class Access:
             "password": self.password,
             "token": self.token,
             "tls": self._tls(),
+            "tls_handshake_first": self.tls_first or None,
+            "inbox_prefix": self.inbox_prefix,
         }
         return {name: value for name, value in given.items() if value is not None}
 
     def _tls(self) -> ssl.SSLContext | None:
-        if not (self.tls_ca or self.tls_cert):
+        if not (self.tls_ca or self.tls_cert or self.tls_first):
             return None
         context = ssl.create_default_context(cafile=self.tls_ca)
         if self.tls_cert:
@@ -74,6 +96,8 @@ class Connection(AbstractAsyncContextManager["Connection"]):
         self._inbox = f"{inbox_prefix}.{token_hex(11)}"
         self._waiting: dict[str, Handler] = {}
         self._next_token = 0
+        self._asking: dict[asyncio.Future[Message], str] = {}
+        self._refused: dict[str, NotAllowedError] = {}
         self.epoch = 0
         self.closed = on_closed
         """Set once the connection has ended for good, by its owner or because the server insists."""
@@ -105,6 +129,11 @@ class Connection(AbstractAsyncContextManager["Connection"]):
         with translated():
             await self._client.send(subject, reply, headers, data)
 
+    def publish_now(self, subject: str, data: bytes = b"", *, headers: Headers | None = None) -> None:
+        """Hand a message to the server without waiting; `UnavailableError` where there is no room."""
+        with translated():
+            self._client.enqueue(subject, "", headers, data)
+
     async def request(
         self, subject: str, data: bytes | memoryview = b"", *, headers: Headers | None = None, timeout: float
     ) -> Message:
@@ -115,29 +144,38 @@ class Connection(AbstractAsyncContextManager["Connection"]):
             if not answer.done():
                 answer.set_result(message)
 
-        with self.inbox(take) as reply:
-            try:
+        self._asking[answer] = subject
+        try:
+            with self.inbox(take) as reply:
                 async with asyncio.timeout(timeout):
                     await self.publish(subject, data, reply=reply, headers=headers)
                     message = await answer
-            except TimeoutError:
-                raise DeadlineError(f"no answer on {subject} within {timeout:g} s") from None
+        except TimeoutError:
+            raise DeadlineError(f"no answer on {subject} within {timeout:g} s") from None
+        finally:
+            del self._asking[answer]
         if message.status == _NO_RESPONDERS and not message.data:
             raise no_responders(subject)
         return message
 
     def inbox(self, handler: Handler) -> Inbox:
-        """A reply subject whose messages, and those on subjects beneath it, go to `handler` until it is left."""
+        """A reply subject whose messages, and those beneath it, go to `handler` until it is left."""
         self._next_token += 1
         return Inbox(self._waiting, self._inbox, format(self._next_token, "x"), handler)
 
     @asynccontextmanager
     async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> AsyncIterator[None]:
-        """Interest in `subject`, known to the server on entry and withdrawn on leaving."""
+        """Interest in `subject`, known to the server on entry and withdrawn on leaving.
+
+        What the server had sent before it took the withdrawal still reaches the handler.
+        `NotAllowedError` where these credentials may not subscribe.
+        """
         with translated():
             sid = await self._client.subscribe_direct(subject, handler, queue)
         try:
             await self.flush()
+            if subject.lower() in self._refused:
+                raise self._refused.pop(subject.lower())
             yield
         finally:
             await shielded(self._client.unsubscribe_direct(sid))
@@ -158,6 +196,16 @@ class Connection(AbstractAsyncContextManager["Connection"]):
         handler = self._waiting.get(token)
         if handler is not None:
             handler(message)
+
+    def refused(self, error: NotAllowedError) -> None:
+        """The server refused a subject: tell who waits for an answer that cannot come."""
+        named = _QUOTED.search(error.message)
+        subject = named.group(1) if named else ""
+        if "subscription" in error.message:
+            self._refused[subject] = error
+        for answer, asked in self._asking.items():
+            if asked.lower() == subject and not answer.done():
+                answer.set_exception(error)
 
     async def close(self) -> None:
         """Flush and end the connection; returns within a few seconds whatever the server does."""
@@ -217,6 +265,8 @@ async def connect(access: Access, *, timeout: float = CONNECT_TIMEOUT) -> Connec
             if isinstance(translation, NotAllowedError):
                 refused.set()
         else:
+            if isinstance(translation, NotAllowedError):
+                connection.refused(translation)
             log.warning("nats.error", error=str(error) or type(error).__name__)
 
     async def on_disconnect() -> None:

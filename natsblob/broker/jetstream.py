@@ -6,7 +6,7 @@ import asyncio
 from base64 import b64decode
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -94,6 +94,7 @@ class StreamInfo(msgspec.Struct):
 
 
 class _StreamReply(msgspec.Struct):
+    ts: datetime | None = None
     config: Config = {}
     state: StreamState = msgspec.field(default_factory=StreamState)
     cluster: ClusterState | None = None
@@ -197,6 +198,11 @@ class JetStream:
         """The stream as its leader sees it; `StreamMissingError` where there is none."""
         reply = await self._call(f"STREAM.INFO.{name}", None, _StreamReply)
         return StreamInfo(reply.config, reply.state, reply.cluster)
+
+    async def now(self, name: str) -> datetime:
+        """The time by the clock that stamps the messages of a stream, or nearly so."""
+        reply = await self._call(f"STREAM.INFO.{name}", None, _StreamReply)
+        return reply.ts or datetime.now(UTC)
 
     async def subjects(self, name: str, pattern: str) -> dict[str, int]:
         """How many messages each subject that matches `pattern` has, as the leader sees it."""

@@ -50,6 +50,11 @@ class PublishWindow:
         """Chunks handed to `send` so far."""
         return len(self.seqs)
 
+    @property
+    def answered(self) -> int:
+        """How many of them are stored."""
+        return len(self.seqs) - len(self._unanswered)
+
     def __enter__(self) -> Self:
         self._reply = self._inbox.__enter__()
         self._progress_at = asyncio.get_running_loop().time()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from natsblob.broker.jetstream import Config, JetStream, StreamInfo
 from natsblob.broker.translate import StreamMissingError
-from natsblob.errors import ConflictError, SetupError
+from natsblob.errors import ConflictError, NotAllowedError, SetupError
 from natsblob.objectstore.info import Layout, check_bucket_name
 from natsblob.wire import Subjects
 
@@ -47,7 +48,8 @@ class Bucket:
     async def create(self, config: BucketConfig) -> StreamInfo:
         """Create the bucket. Where it exists already it is left as it is and answered."""
         self._check_server()
-        await self.jetstream.account()
+        with suppress(NotAllowedError):  # a worker need not be allowed to ask; its bucket is there then
+            await self.jetstream.account()
         try:
             return await self.info()
         except StreamMissingError:

@@ -23,7 +23,6 @@ MARKS_KEY: Final = "natsblob.marks"
 
 _BUCKET: Final = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 _ALPHABET: Final = string.ascii_letters + string.digits
-_MARKS_AT_MOST: Final = 4096
 
 
 class Link(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -130,6 +129,16 @@ class Layout:
     def meta(self, name: str) -> str:
         return f"$O.{self.bucket}.M.{urlsafe_b64encode(name.encode()).decode()}"
 
+    def nuid_of(self, subject: str) -> str | None:
+        """The object whose chunks lie on a subject, or `None` where it is another kind of subject."""
+        nuid = subject.removeprefix(f"$O.{self.bucket}.C.")
+        return None if "." in nuid else nuid
+
+    def decided_of(self, subject: str) -> str | None:
+        """The object that a decision subject is about, or `None` where it is none."""
+        nuid, _, kind = subject.removeprefix(f"$O.{self.bucket}.C.").partition(".")
+        return nuid if kind == "decision" else None
+
     @property
     def all_chunks(self) -> str:
         return f"$O.{self.bucket}.C.>"
@@ -145,14 +154,6 @@ class Layout:
             return urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode()
         except (Base64Error, UnicodeDecodeError):
             return None
-
-
-def marks_of(seqs: list[int]) -> Marks:
-    """The marks of chunks at these stream sequences: as few as possible, at most `_MARKS_AT_MOST`."""
-    if not seqs or seqs == list(range(seqs[0], seqs[0] + len(seqs))):
-        return Marks(every=max(len(seqs), 1), seqs=seqs[:1])
-    every = max(16, -(-len(seqs) // _MARKS_AT_MOST))
-    return Marks(every=every, seqs=seqs[::every])
 
 
 def encode_marks(marks: Marks) -> str:

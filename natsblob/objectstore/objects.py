@@ -11,7 +11,7 @@ from natsblob.broker.cleanup import shielded
 from natsblob.broker.jetstream import MAX_SUBJECTS, ROLLUP
 from natsblob.broker.translate import LostRaceError
 from natsblob.chunking import DEFAULT_CHUNK_SIZE, chunk_size_for
-from natsblob.errors import BlobCorruptError, BlobNotFoundError, ConflictError
+from natsblob.errors import BlobCorruptError, BlobNotFoundError, ConflictError, UnavailableError
 from natsblob.hashing import ConcurrentHasher
 from natsblob.objectstore.bucket import Bucket
 from natsblob.objectstore.info import (
@@ -84,13 +84,18 @@ class Objects:
         subjects = await self._jetstream.subjects(self._layout.stream, self._layout.all_meta)
         return sorted(name for subject in subjects if (name := self._layout.name_of(subject)) is not None)
 
-    async def list(self) -> AsyncIterator[Entry]:
-        """Every object in ascending order of name; delete markers are left out."""
+    async def named_chunks(self) -> set[str]:
+        """The nuids of all metadata, as of now or later; `UnavailableError` where that cannot be told."""
+        least = (await self.bucket.info()).state.last_seq
+        named: set[str] = set()
         for names in _groups(await self.names(), MAX_SUBJECTS):
-            found = await self.find_many(names)
-            for name in names:
-                if name in found:
-                    yield found[name]
+            latest = await self._jetstream.latest(
+                self._layout.stream, [self._layout.meta(name) for name in names]
+            )
+            if latest.up_to < least or len(latest.messages) < len(names):
+                raise UnavailableError("a replica has not caught up yet; nothing was collected")
+            named.update(Entry.decode(stored).info.nuid for stored in latest.messages)
+        return named
 
     async def resolve(self, entry: Entry) -> Entry:
         """The object that a link points to, or `entry` itself. Links go one level deep."""
@@ -202,6 +207,14 @@ class Objects:
                 await shielded(self.drop(entry.info.nuid))
             return entry
         raise ConflictError(f"other writers kept replacing object {name!r}")
+
+    async def list(self) -> AsyncIterator[Entry]:
+        """Every object in ascending order of name; delete markers are left out."""
+        for names in _groups(await self.names(), MAX_SUBJECTS):
+            found = await self.find_many(names)
+            for name in names:
+                if name in found:
+                    yield found[name]
 
     async def drop(self, nuid: str) -> None:
         """Purge the chunks of an object that nothing names and nothing can name any more."""

@@ -28,10 +28,10 @@ from natsblob.errors import (
     UploadExpiredError,
 )
 from natsblob.hashing import ConcurrentHasher
-from natsblob.objectstore.info import Entry, ObjectInfo, Options, marks_of
+from natsblob.objectstore.info import Entry, ObjectInfo, Options
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.writer import Written
-from natsblob.wire import CommitRequest
+from natsblob.wire import CommitRequest, marks_of
 
 
 class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -105,6 +105,10 @@ class Staging:
             raise ConflictError("the upload is committed already; delete the blob instead")
         await self._objects.drop(stage)
 
+    async def drop_undecided(self, stage: str) -> None:
+        """Record that the stage is dropped, unless something is recorded about it already."""
+        await self._decide(stage, Decision("drop"))
+
     async def _count(self, stage: str) -> int:
         subject = self._layout.chunks(stage)
         return (await self._jetstream.subjects(self._layout.stream, subject)).get(subject, 0)
@@ -132,7 +136,7 @@ class Staging:
         if request.digest is not None and written.digest != request.digest:
             if written.nuid != stage:
                 await shielded(self._objects.drop(written.nuid))
-            await self._drop_if_undecided(stage)
+            await self._drop_unless_committed(stage)
             raise DigestMismatchError("the bytes are not those of the declared digest; nothing is stored")
         return written
 
@@ -143,12 +147,13 @@ class Staging:
         )
         async for stored in messages:
             await survey.add(stored)
-        if survey.newest is not None and datetime.now(UTC) - survey.newest > self._expiry:
+        now = await self._jetstream.now(self._layout.stream)
+        if survey.newest is not None and now - survey.newest > self._expiry:
             raise _unknown()
         try:
             survey.check()
         except DigestMismatchError:
-            await self._drop_if_undecided(stage)
+            await self._drop_unless_committed(stage)
             raise
         if not survey.in_order:
             return await self._copy(stage, request, survey.chunk_size)
@@ -171,7 +176,7 @@ class Staging:
         except (BlobNotFoundError, BlobCorruptError) as error:
             raise _unknown() from error
 
-    async def _drop_if_undecided(self, stage: str, digest: str = "") -> None:
+    async def _drop_unless_committed(self, stage: str, digest: str = "") -> None:
         decided = await self._decide(stage, Decision("drop", digest))
         if decided.decision.action == "drop":
             await shielded(self._objects.drop(stage))
@@ -181,7 +186,7 @@ class Staging:
         if written.nuid != stage:
             await shielded(self._objects.drop(written.nuid))
         if before.info.nuid != stage:
-            await self._drop_if_undecided(stage, before.info.name)
+            await self._drop_unless_committed(stage, before.info.name)
         return Committed(before, created=False)
 
     async def _name(self, written: Written, before: Entry | None) -> Committed:
@@ -200,7 +205,7 @@ class Staging:
         committed = await self._name(copy, before)
         if committed.entry.info.nuid != copy.nuid:
             await shielded(self._objects.drop(copy.nuid))
-        await self._drop_if_undecided(stage, copy.digest.hex)
+        await self._drop_unless_committed(stage, copy.digest.hex)
         return committed
 
     async def _decide(self, stage: str, decision: Decision) -> Decided:

@@ -10,8 +10,8 @@ from natsblob.broker.publish import PublishWindow
 from natsblob.chunking import rechunk
 from natsblob.digest import Digest
 from natsblob.hashing import ConcurrentHasher
-from natsblob.objectstore.info import Layout, marks_of
-from natsblob.wire import Marks
+from natsblob.objectstore.info import Layout
+from natsblob.wire import Marks, marks_of
 
 PATIENCE = 30.0
 """Seconds without an ack after which a write gives up; an election takes 4 to 9."""

@@ -12,7 +12,7 @@ from natsblob.broker.cleanup import shielded
 from natsblob.broker.translate import LostRaceError
 from natsblob.chunking import Hashed
 from natsblob.digest import Digest
-from natsblob.errors import BlobNotFoundError, ConflictError, DigestMismatchError
+from natsblob.errors import BadRangeError, BlobNotFoundError, ConflictError, DigestMismatchError
 from natsblob.hashing import ConcurrentHasher
 from natsblob.objectstore.info import Entry, digest_of
 from natsblob.objectstore.objects import Objects
@@ -76,6 +76,10 @@ class JetStreamStore:
 
     async def delegate(self, digest: Digest, first: int, count: int, reply: str) -> bool:
         entry = await self._find(digest)
+        if entry.info.chunks == 0:
+            return False
+        if first >= entry.info.chunks:
+            raise BadRangeError(f"the blob has {entry.info.chunks} chunks", chunks=entry.info.chunks)
         return await self._objects.delegate(entry, first, count, reply)
 
     def chunk_subject(self, stage: str) -> str:

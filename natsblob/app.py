@@ -1,0 +1,208 @@
+"""The composition root of a worker: settings become connections, a store and a service on it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from importlib.metadata import version
+from secrets import token_hex
+from typing import Final, NamedTuple
+
+import structlog
+
+from natsblob import wire
+from natsblob.broker.connection import Access, Connection, connect
+from natsblob.broker.jetstream import JetStream
+from natsblob.chunking import MESSAGE_RESERVE
+from natsblob.config import Settings
+from natsblob.errors import SetupError, UnavailableError
+from natsblob.maintenance.collect import Collector
+from natsblob.metrics import Metrics, exposed
+from natsblob.objectstore.bucket import Bucket, BucketConfig
+from natsblob.objectstore.objects import Objects
+from natsblob.service.discovery import Discovery
+from natsblob.service.handlers import Handlers
+from natsblob.service.limits import Limits
+from natsblob.service.relay import RelayUploads
+from natsblob.service.replies import Replies
+from natsblob.service.tap import MAX_TAPS, Taps
+from natsblob.service.uploads import DirectUploads, Uploads
+from natsblob.service.worker import Worker
+from natsblob.store.base import Store
+from natsblob.store.disk import DiskStore
+from natsblob.store.jetstream import JetStreamStore
+from natsblob.store.memory import MemoryStore
+from natsblob.telemetry import Telemetry
+
+log = structlog.get_logger("natsblob")
+
+Ready = Callable[[str], None]
+"""Told once, in one line, that requests are answered from now on."""
+
+_FEATURES: Final = ("stream", "range", "batch", "staged", "resume")
+
+
+class Backend(NamedTuple):
+    """A store, and what the service has to know of it."""
+
+    store: Store
+    replicas: int
+    window: int
+    """Chunks in one window."""
+    taps: Taps | None
+    """Where clients can publish chunks into the store themselves."""
+
+
+async def run_worker(settings: Settings, stop: asyncio.Event, *, ready: Ready) -> None:
+    """Serve until `stop` is set, then finish what is in flight.
+
+    `UnavailableError` where NATS closes the connection for good.
+    """
+    async with worker(settings) as serving:
+        ready(ready_line(settings, serving.url, serving.replicas))
+        ended = {asyncio.ensure_future(event.wait()) for event in (stop, serving.closed)}
+        await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+        for waiting in ended:
+            waiting.cancel()
+        if not stop.is_set():
+            raise UnavailableError("NATS closed the connection of this worker for good; see the log above")
+
+
+class Serving(NamedTuple):
+    """A worker that answers requests."""
+
+    id: str
+    url: str
+    replicas: int
+    closed: asyncio.Event
+
+
+def ready_line(settings: Settings, url: str, replicas: int) -> str:
+    return f"natsblob ready url={url} bucket={settings.bucket} replicas={replicas} workers={settings.workers}"
+
+
+@asynccontextmanager
+async def worker(settings: Settings) -> AsyncIterator[Serving]:
+    """A worker that serves while the context lasts, and finishes what is in flight on leaving it."""
+    worker_id = token_hex(8)
+    subjects = wire.Subjects(settings.prefix)
+    metrics = Metrics()
+    telemetry = Telemetry(metrics, worker_id)
+    limits = Limits(metrics, max_requests=settings.max_requests, max_bytes=settings.max_bytes)
+    async with AsyncExitStack() as stack:
+        if settings.metrics is not None:
+            await stack.enter_async_context(exposed(metrics, settings.metrics))
+        front = await stack.enter_async_context(await connect(Access.of(settings, f"natsblob {worker_id}")))
+        replies = Replies(front, metrics, settings.reply_prefixes)
+        backend = await _backend(settings, stack, worker_id)
+        commit_at = subjects.commit_at(worker_id)
+        uploads = await _uploads(settings, backend, front, replies, commit_at, stack)
+        caps = _caps(settings, backend, front)
+        handlers = Handlers(backend.store, uploads, limits, caps).by_subject(subjects)
+        service = Worker(
+            front,
+            replies,
+            limits,
+            telemetry,
+            handlers=handlers,
+            prefix=settings.prefix,
+            queue=settings.queue,
+            request_timeout=settings.request_timeout,
+        )
+        discovery = Discovery(
+            worker_id,
+            version("natsblob"),
+            list(service.endpoints.values()),
+            metrics.figures,
+            {"bucket": settings.bucket, "backend": settings.backend, "protocol": str(wire.PROTOCOL_VERSION)},
+        )
+        await stack.enter_async_context(service.serving((commit_at, subjects.commit)))
+        await stack.enter_async_context(discovery.answering(front, replies))
+        log.info("worker.ready", worker=worker_id, url=front.url, bucket=settings.bucket)
+        yield Serving(worker_id, front.url, backend.replicas, front.closed)
+        log.info("worker.draining", worker=worker_id)
+
+
+async def _backend(settings: Settings, stack: AsyncExitStack, worker_id: str) -> Backend:
+    chunks = max(1, settings.window_bytes // settings.chunk_size)
+    match settings.backend:
+        case "memory":
+            return Backend(MemoryStore(chunk_size=settings.chunk_size), 1, chunks, None)
+        case "disk":
+            if settings.disk is None:
+                raise SetupError("the disk backend needs a directory: --disk DIR")
+            disk = DiskStore(settings.disk, chunk_size=settings.chunk_size)
+            stack.callback(disk.close)
+            return Backend(disk, 1, max(1, settings.window_bytes // disk.chunk_size), None)
+        case "jetstream":
+            access = Access.of(settings.for_storage(), f"natsblob {worker_id} storage")
+            storage = await stack.enter_async_context(await connect(access))
+            return await _bucket_backend(settings, storage, stack)
+
+
+async def _bucket_backend(settings: Settings, storage: Connection, stack: AsyncExitStack) -> Backend:
+    bucket = Bucket(JetStream(storage, domain=settings.js_domain), settings.bucket, settings.prefix)
+    stream = await bucket.create(
+        BucketConfig(settings.bucket, replicas=settings.replicas, storage=settings.storage)
+    )
+    replicas = int(stream.config.get("num_replicas", 1))
+    objects = Objects(bucket, chunk_size=settings.chunk_size, window_bytes=settings.window_bytes)
+    expiry = timedelta(seconds=settings.upload_expiry)
+    store = JetStreamStore(objects, upload_expiry=expiry)
+    await stack.enter_async_context(
+        Collector(objects, expiry=expiry, interval=settings.collect_interval).running()
+    )
+    if not bucket.takes_chunks(stream.config):
+        log.warning("bucket.relayed", bucket=settings.bucket, advice="run `natsblob bucket adopt`")
+        return Backend(store, replicas, objects.window, None)
+    watched = MAX_TAPS if settings.commit_check == "tap" else 0
+    taps = await stack.enter_async_context(Taps(storage, most=watched))
+    return Backend(store, replicas, objects.window, taps)
+
+
+async def _uploads(
+    settings: Settings,
+    backend: Backend,
+    front: Connection,
+    replies: Replies,
+    commit_at: str,
+    stack: AsyncExitStack,
+) -> Uploads:
+    expiry = timedelta(seconds=settings.upload_expiry)
+    if backend.taps is not None and isinstance(backend.store, JetStreamStore):
+        return DirectUploads(
+            backend.store,
+            backend.taps,
+            commit_subject=commit_at,
+            chunk_size=backend.store.chunk_size,
+            window=backend.window,
+            expiry=expiry,
+        )
+    relay = RelayUploads(
+        backend.store,
+        front,
+        replies,
+        chunk_subjects=wire.Subjects(settings.prefix).relayed(settings.bucket),
+        commit_subject=commit_at,
+        chunk_size=min(backend.store.chunk_size, front.max_payload - MESSAGE_RESERVE),
+        window=backend.window,
+        expiry=expiry,
+    )
+    return await stack.enter_async_context(relay)
+
+
+def _caps(settings: Settings, backend: Backend, front: Connection) -> wire.Caps:
+    return wire.Caps(
+        version=wire.PROTOCOL_VERSION,
+        bucket=settings.bucket,
+        backend=settings.backend,
+        replicas=backend.replicas,
+        chunk_size=backend.store.chunk_size,
+        window=backend.window,
+        max_inline=front.max_payload - MESSAGE_RESERVE,
+        max_blob=settings.max_blob,
+        max_batch=wire.MAX_BATCH,
+        features=[*_FEATURES, *(["direct"] if backend.taps is not None else [])],
+    )

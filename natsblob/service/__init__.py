@@ -1,0 +1,1 @@
+"""The worker: requests come in over NATS, handlers answer them from a store."""

@@ -1,0 +1,205 @@
+"""The endpoints: each reads a request, asks the store, and says what the answer is (`docs/protocol.md`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Final
+
+from natsblob import chunking, wire
+from natsblob.digest import Digest
+from natsblob.errors import (
+    BadRangeError,
+    BadRequestError,
+    BlobCorruptError,
+    BlobNotFoundError,
+    DigestMismatchError,
+    TooLargeError,
+)
+from natsblob.service.limits import Limits
+from natsblob.service.messages import Answer, Handler, Reply, Request
+from natsblob.service.uploads import Uploads
+from natsblob.store.base import Delegating, Store
+from natsblob.wire import Caps, GetRequest, HasReply, Info, ListRequest, MissingReply
+
+_HASH_INLINE: Final = 64 * 1024
+"""Bytes up to which hashing is done at once; beyond it would hold up the other requests."""
+_READ_BACK: Final = 32 * 1024 * 1024
+"""Bytes a second at which a commit may read chunks back before it is too late."""
+_FOREIGN_ACCOUNT: Final = "_R_."
+"""A reply subject of a service import; nobody but the service may publish to it."""
+
+
+class Handlers:
+    """The endpoints over one store."""
+
+    def __init__(self, store: Store, uploads: Uploads, limits: Limits, caps: Caps) -> None:
+        self._store = store
+        self._uploads = uploads
+        self._limits = limits
+        self._caps = caps
+
+    def by_subject(self, subjects: wire.Subjects) -> dict[str, Handler]:
+        """Which handler answers on which subject."""
+        return {
+            subjects.put: self.put,
+            subjects.get: self.get,
+            subjects.has: self.has,
+            subjects.stat: self.stat,
+            subjects.list: self.list,
+            subjects.delete: self.delete,
+            subjects.caps: self.caps,
+            subjects.open: self.open,
+            subjects.status: self.status,
+            subjects.commit: self.commit,
+            subjects.abort: self.abort,
+        }
+
+    async def put(self, request: Request) -> Answer:
+        data = request.data
+        request.noted.bytes_in = request.noted.size = len(data)
+        if len(data) > self._caps.max_blob:
+            raise TooLargeError("the blob is larger than this service takes", limit=self._caps.max_blob)
+        declared = request.headers.get(wire.DIGEST)
+        expected = Digest.parse(declared) if declared is not None else None
+        digest = Digest.of(data) if len(data) <= _HASH_INLINE else await asyncio.to_thread(Digest.of, data)
+        request.noted.digest = digest
+        if expected is not None and digest != expected:
+            raise DigestMismatchError("the bytes are not those of the declared digest; nothing is stored")
+        return _json(await self._store.put(_once(data), expected=digest))
+
+    async def get(self, request: Request) -> Answer:
+        wanted = _get_request(request.data)
+        request.noted.digest = wanted.digest
+        if wanted.mode == "stream":
+            return await self._stream(request, wanted)
+        info = await self._store.stat(wanted.digest)
+        request.noted.size = info.size
+        offset = wanted.offset or 0
+        span = chunking.span(info.size, info.chunk_size, offset, wanted.length)
+        if span.length > self._caps.max_inline:
+            raise TooLargeError(
+                'the answer does not fit one message; ask for windows with "mode": "stream"',
+                size=info.size,
+                limit=self._caps.max_inline,
+                mode="stream",
+            )
+        headers = {wire.DIGEST: wanted.digest.hex, wire.SIZE: str(info.size)}
+        if wanted.offset is not None or wanted.length is not None:
+            headers[wire.OFFSET] = str(offset)
+        with self._limits.bytes(span.count * info.chunk_size):
+            data = await self._read(wanted.digest, info, span)
+        request.noted.bytes_out = len(data)
+        return Reply(data, headers)
+
+    async def has(self, request: Request) -> Answer:
+        if not request.data.lstrip().startswith(b"["):
+            digest = request.noted.digest = wire.decode_digest(request.data)
+            try:
+                info = await self._store.stat(digest)
+            except BlobNotFoundError:
+                return _json(HasReply(digest, exists=False))
+            return _json(HasReply(digest, exists=True, size=info.size))
+        digests = wire.decode(request.data, list[Digest])
+        if len(digests) > self._caps.max_batch:
+            raise BadRequestError(f"at most {self._caps.max_batch} digests can be asked for at a time")
+        return _json(MissingReply(await self._store.missing(digests)))
+
+    async def stat(self, request: Request) -> Answer:
+        digest = request.noted.digest = wire.decode_digest(request.data)
+        return _json(await self._store.stat(digest))
+
+    async def list(self, request: Request) -> Answer:
+        wanted = wire.decode(request.data or b"{}", ListRequest)
+        page = await self._store.list(after=wanted.after, limit=wanted.limit, prefix=wanted.prefix)
+        return _json(page)
+
+    async def delete(self, request: Request) -> Answer:
+        digest = request.noted.digest = wire.decode_digest(request.data)
+        return _json(await self._store.delete(digest))
+
+    async def caps(self, _: Request) -> Answer:
+        return _json(self._caps)
+
+    async def open(self, request: Request) -> Answer:
+        wanted = wire.decode(request.data or b"{}", wire.OpenRequest)
+        request.noted.digest, request.noted.size = wanted.digest, wanted.size
+        if wanted.size is not None and wanted.size > self._caps.max_blob:
+            raise TooLargeError("the blob is larger than this service takes", limit=self._caps.max_blob)
+        if wanted.digest is not None and (info := await self._store.held(wanted.digest)) is not None:
+            return _json(info)
+        return _json(await self._uploads.open())
+
+    async def status(self, request: Request) -> Answer:
+        return _json(await self._uploads.status(wire.decode(request.data, wire.StatusRequest).upload))
+
+    async def commit(self, request: Request) -> Answer:
+        wanted = wire.decode(request.data, wire.CommitRequest)
+        request.noted.size = wanted.size
+        if wanted.size > self._caps.max_blob:
+            raise TooLargeError("the blob is larger than this service takes", limit=self._caps.max_blob)
+        request.allow(wanted.size / _READ_BACK)
+        info = await self._uploads.commit(wanted)
+        request.noted.digest = info.digest
+        return _json(info)
+
+    async def abort(self, request: Request) -> Answer:
+        await self._uploads.abort(wire.decode(request.data, wire.AbortRequest).upload)
+        return Reply()
+
+    async def _read(self, digest: Digest, info: Info, span: chunking.Span) -> bytes:
+        """The bytes of a range; those of a whole blob are verified, and read once more if they are bad."""
+        for _ in range(2):
+            pieces = [chunk async for chunk in self._store.chunks(digest, span.first, span.count)]
+            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            data = data[span.skip : span.skip + span.length]
+            if len(data) == span.length and (span.length < info.size or await _has_digest(data, digest)):
+                return data
+        raise BlobCorruptError("the stored bytes do not have their digest; none were delivered")
+
+    async def _stream(self, request: Request, wanted: GetRequest) -> Answer:
+        if wanted.count > self._caps.window:
+            raise BadRequestError(f"a window has at most {self._caps.window} chunks")
+        if (
+            isinstance(self._store, Delegating)
+            and not wanted.verify
+            and not request.reply.startswith(_FOREIGN_ACCOUNT)
+            and await self._store.delegate(wanted.digest, wanted.first, wanted.count, request.reply)
+        ):
+            return None
+        info = await self._store.stat(wanted.digest)
+        request.noted.size = info.size
+        if wanted.first >= info.chunks and info.chunks > 0:
+            raise BadRangeError(f"the blob has {info.chunks} chunks", chunks=info.chunks)
+        return self._relay(request, wanted, info)
+
+    async def _relay(self, request: Request, wanted: GetRequest, info: Info) -> AsyncGenerator[Reply, None]:
+        index = wanted.first
+        chunks = self._store.chunks(wanted.digest, wanted.first, wanted.count, verify=True)
+        with self._limits.bytes(min(wanted.count, info.chunks) * info.chunk_size):
+            async for chunk in chunks:
+                request.noted.bytes_out += len(chunk)
+                yield Reply(chunk, {wire.CHUNK: str(index)})
+                index += 1
+        yield Reply(b"", {wire.STATUS: "204 EOB"})
+
+
+def _get_request(data: bytes) -> GetRequest:
+    if data.lstrip().startswith(b"{"):
+        return wire.decode(data, GetRequest)
+    return GetRequest(wire.decode_digest(data))
+
+
+async def _has_digest(data: bytes, digest: Digest) -> bool:
+    if len(data) <= _HASH_INLINE:
+        return Digest.of(data) == digest
+    return await asyncio.to_thread(Digest.of, data) == digest
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    if data:
+        yield data
+
+
+def _json(message: object) -> Reply:
+    return Reply(wire.encode(message))

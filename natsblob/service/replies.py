@@ -1,0 +1,46 @@
+"""Where a worker publishes to, and where it does not (`docs/protocol.md`, "reply subjects")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from natsblob import wire
+from natsblob.broker.connection import Connection
+from natsblob.errors import BlobError
+from natsblob.metrics import Metrics
+from natsblob.service.messages import Reply
+
+
+class Replies:
+    """Answers requests on the connection that they came on.
+
+    A reply subject is chosen by the client, and the worker may be allowed to publish where the client
+    is not. So it answers only to prefixes that belong to clients; the rest is dropped and counted.
+    """
+
+    def __init__(self, connection: Connection, metrics: Metrics, prefixes: Sequence[str]) -> None:
+        self._connection = connection
+        self._metrics = metrics
+        self._prefixes = tuple(prefixes)
+
+    def allows(self, subject: str) -> bool:
+        """Whether `subject` may be answered to; counted as dropped where not."""
+        if subject.startswith(self._prefixes) and "*" not in subject and ">" not in subject:
+            return True
+        self._metrics.dropped("reply_subject" if subject else "no_reply_subject")
+        return False
+
+    async def send(self, subject: str, reply: Reply) -> None:
+        """Publish one message of an answer, waiting where the connection is behind."""
+        await self._connection.publish(subject, reply.data, headers=reply.headers or None)
+
+    def refuse(self, subject: str, error: BlobError) -> None:
+        """Answer with an error, at once."""
+        self.answer_now(subject, Reply(*wire.encode_error(error)))
+
+    def answer_now(self, subject: str, reply: Reply) -> None:
+        """Answer at once and without waiting; where the connection has no room, nothing is sent."""
+        try:
+            self._connection.publish_now(subject, reply.data, headers=reply.headers or None)
+        except BlobError as trouble:
+            self._metrics.dropped(trouble.name)

@@ -1,0 +1,124 @@
+"""Uploads of large blobs: opened, filled chunk by chunk, committed by any worker or aborted.
+
+The client knows its upload by a secret; the *stage*, under which the chunks lie and which readers of
+the stored chunks can see, is derived from it. So who can read a blob cannot abort or commit its upload.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import string
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Final, Protocol
+
+from natsblob import wire
+from natsblob.chunking import Hashed
+from natsblob.errors import UploadExpiredError
+from natsblob.service.tap import Taps
+from natsblob.store.base import Staging
+from natsblob.wire import CommitRequest, Info, Opened, UploadStatus
+
+_ALPHABET: Final = string.digits + string.ascii_letters
+_LENGTH: Final = 22
+
+
+class Uploads(Protocol):
+    """What a worker does for the uploads of its clients."""
+
+    async def open(self) -> Opened: ...
+
+    async def status(self, upload: str) -> UploadStatus:
+        """Which chunks are stored; `UploadExpiredError` where the upload is not known."""
+        ...
+
+    async def commit(self, request: CommitRequest) -> Info:
+        """Make the upload a blob. Repeating it is harmless."""
+        ...
+
+    async def abort(self, upload: str) -> None:
+        """Drop the upload. Repeating it is harmless."""
+        ...
+
+
+def new_upload() -> str:
+    """A secret of 22 letters and digits."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
+
+
+def stage_of(upload: str) -> str:
+    """Where the chunks of an upload lie; `UploadExpiredError` where no upload is named so."""
+    if not wire.is_upload_id(upload):
+        raise UploadExpiredError("no such upload; begin again")
+    number = int.from_bytes(hashlib.sha256(upload.encode()).digest())
+    digits = []
+    for _ in range(_LENGTH):
+        number, digit = divmod(number, len(_ALPHABET))
+        digits.append(_ALPHABET[digit])
+    return "".join(digits)
+
+
+def ranges(indexes: list[int]) -> list[tuple[int, int]]:
+    """Ascending indexes as inclusive ranges."""
+    found: list[tuple[int, int]] = []
+    for index in indexes:
+        if found and index == found[-1][1] + 1:
+            found[-1] = (found[-1][0], index)
+        else:
+            found.append((index, index))
+    return found
+
+
+class DirectUploads:
+    """Uploads whose chunks clients publish into the store themselves, past this worker.
+
+    The worker that opened an upload watches its chunks pass, where it can, and so knows their digest
+    when it is asked to commit. Another worker, or this one where it missed something, reads them back.
+    """
+
+    def __init__(
+        self,
+        store: Staging,
+        taps: Taps,
+        *,
+        commit_subject: str,
+        chunk_size: int,
+        window: int,
+        expiry: timedelta,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._store = store
+        self._taps = taps
+        self._commit_subject = commit_subject
+        self._chunk_size = chunk_size
+        self._window = window
+        self._expiry = expiry
+        self._now = now
+
+    async def open(self) -> Opened:
+        upload = new_upload()
+        stage = stage_of(upload)
+        subject = self._store.chunk_subject(stage)
+        await self._taps.watch(stage, subject)
+        return Opened(
+            upload=upload,
+            chunk_subject=subject,
+            commit_subject=self._commit_subject,
+            chunk_size=self._chunk_size,
+            window=self._window,
+            expires=self._now() + self._expiry,
+        )
+
+    async def status(self, upload: str) -> UploadStatus:
+        return UploadStatus(upload, ranges(await self._store.staged(stage_of(upload))))
+
+    async def commit(self, request: CommitRequest) -> Info:
+        stage = stage_of(request.upload)
+        seen: Hashed | None = await self._taps.seen(stage, request.chunks)
+        return await self._store.commit(stage, request, seen)
+
+    async def abort(self, upload: str) -> None:
+        stage = stage_of(upload)
+        await self._taps.forget(stage)
+        await self._store.abort(stage)

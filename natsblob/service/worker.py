@@ -1,0 +1,134 @@
+"""A worker: takes requests in a queue group, bounds them, answers every one, and drains at the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
+from time import perf_counter_ns
+from typing import Final
+
+from natsblob.broker.connection import Connection
+from natsblob.broker.message import MALFORMED, Message
+from natsblob.errors import BadRequestError, BlobError, DeadlineError, UnavailableError
+from natsblob.service.discovery import Endpoint
+from natsblob.service.limits import Limits
+from natsblob.service.messages import Handler, Reply, Request
+from natsblob.service.replies import Replies
+from natsblob.telemetry import Telemetry
+
+DRAIN_TIMEOUT: Final = 30.0
+"""Seconds that requests in flight have to end once the worker has stopped taking new ones."""
+
+
+class Worker:
+    """Serves handlers on one connection."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        replies: Replies,
+        limits: Limits,
+        telemetry: Telemetry,
+        *,
+        handlers: dict[str, Handler],
+        prefix: str,
+        queue: str,
+        request_timeout: float,
+    ) -> None:
+        self._connection = connection
+        self._replies = replies
+        self._limits = limits
+        self._telemetry = telemetry
+        self._request_timeout = request_timeout
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._handlers = handlers
+        self.endpoints = {
+            subject: Endpoint(subject.removeprefix(f"{prefix}.").replace(".", "_"), subject, queue)
+            for subject in handlers
+        }
+
+    @asynccontextmanager
+    async def serving(self, *also: tuple[str, str]) -> AsyncIterator[None]:
+        """Take requests while the context lasts, then finish those that were taken.
+
+        `also` are further subjects for an endpoint, outside the queue group: pairs of the subject and
+        of the endpoint's own.
+        """
+        try:
+            async with AsyncExitStack() as subscriptions:
+                for subject, endpoint in self.endpoints.items():
+                    await subscriptions.enter_async_context(
+                        self._connection.subscribe(subject, self._taking(subject), endpoint.queue_group)
+                    )
+                for subject, served_by in also:
+                    await subscriptions.enter_async_context(
+                        self._connection.subscribe(subject, self._taking(served_by))
+                    )
+                yield
+        finally:
+            await self._drain()
+
+    def _taking(self, subject: str) -> Callable[[Message], None]:
+        return partial(self._take, self.endpoints[subject], self._handlers[subject])
+
+    def _take(self, endpoint: Endpoint, handler: Handler, message: Message) -> None:
+        """Begin to serve a request, or refuse it at once."""
+        if not self._replies.allows(message.reply):
+            return
+        room = self._limits.request(len(message.data))
+        try:
+            room.__enter__()
+        except BlobError as error:
+            endpoint.served(0, error.name)
+            self._replies.refuse(message.reply, error)
+            return
+        task = asyncio.create_task(self._serve(endpoint, handler, message))
+        self._tasks.add(task)
+
+        def ended(done: asyncio.Task[None]) -> None:
+            self._tasks.discard(done)
+            room.__exit__(None, None, None)
+
+        task.add_done_callback(ended)
+
+    async def _serve(self, endpoint: Endpoint, handler: Handler, message: Message) -> None:
+        started = perf_counter_ns()
+        failure = ""
+        try:
+            await self._answer(endpoint, handler, message)
+        except BlobError as error:
+            failure = error.name
+            self._replies.refuse(message.reply, error)
+        except asyncio.CancelledError:
+            self._replies.refuse(message.reply, UnavailableError("the worker is stopping; ask again"))
+            raise
+        finally:
+            endpoint.served(perf_counter_ns() - started, failure)
+
+    async def _answer(self, endpoint: Endpoint, handler: Handler, message: Message) -> None:
+        with self._telemetry.request(endpoint.name, message.headers) as noted:
+            if MALFORMED in message.headers:
+                raise BadRequestError("a header is malformed")
+            try:
+                async with asyncio.timeout(self._request_timeout) as deadline:
+                    request = Request(message.data, message.headers, message.reply, noted, deadline)
+                    answer = await handler(request)
+                    if isinstance(answer, Reply):
+                        await self._replies.send(message.reply, answer)
+                    elif answer is not None:
+                        async with aclosing(answer) as replies:
+                            async for reply in replies:
+                                await self._replies.send(message.reply, reply)
+            except TimeoutError:
+                raise DeadlineError("the worker could not finish in time; a repeat is safe") from None
+
+    async def _drain(self) -> None:
+        """Wait for the requests in flight, within bounds; those that remain are told to ask again."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=DRAIN_TIMEOUT)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)

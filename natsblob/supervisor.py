@@ -1,0 +1,185 @@
+"""What `natsblob serve` runs: the embedded server, if asked for, and one worker or several processes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from typing import Any, Final, TypeVar
+
+import msgspec
+import structlog
+
+from natsblob.app import Ready, run_worker
+from natsblob.broker.embedded import EmbeddedServer
+from natsblob.config import Address, Settings, decode, encode
+from natsblob.errors import BlobError, SetupError, UnavailableError
+from natsblob.service.worker import DRAIN_TIMEOUT
+from natsblob.telemetry import configure_logging
+
+log = structlog.get_logger("natsblob")
+T = TypeVar("T")
+
+START_TIMEOUT: Final = 60.0
+"""Seconds that a worker process has to get ready."""
+STOP_GRACE: Final = DRAIN_TIMEOUT + 10.0
+RESTART_DELAY: Final = 1.0
+"""Seconds before a worker process that died is started anew."""
+
+
+async def serve(settings: Settings, *, ready: Ready) -> None:
+    """Run what the settings say until SIGTERM or SIGINT; requests in flight end before it returns.
+
+    Raises `SetupError` and the like where it cannot start, and `UnavailableError` where the server is
+    lost for good.
+    """
+    with stop_signals() as stop:
+        async with AsyncExitStack() as stack:
+            if settings.embedded:
+                server = EmbeddedServer(settings.store_dir, port=settings.port)
+                await stack.enter_async_context(server)
+                settings = settings.on_embedded(server.url)
+                await stack.enter_async_context(_ending_with(server, stop))
+            if settings.workers == 1:
+                await run_worker(settings, stop, ready=ready)
+            else:
+                await _supervise(settings, stop, ready=ready)
+
+
+@contextmanager
+def stop_signals() -> Iterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set, instead of ending the process."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+@asynccontextmanager
+async def _ending_with(server: EmbeddedServer, stop: asyncio.Event) -> AsyncIterator[None]:
+    """Set `stop` when the embedded server dies, and say on leaving that this was the reason."""
+    died = asyncio.ensure_future(server.wait())
+    died.add_done_callback(lambda _: stop.set())
+    try:
+        yield
+        if died.done() and not died.cancelled():
+            raise UnavailableError(
+                "the embedded nats-server ended by itself; what was acknowledged is in its store. "
+                f"{server.last_words()}"
+            )
+    finally:
+        died.cancel()
+        await asyncio.wait({died})
+
+
+async def _supervise(settings: Settings, stop: asyncio.Event, *, ready: Ready) -> None:
+    """Run `settings.workers` processes. One that dies is replaced; all drain when `stop` is set."""
+    async with asyncio.TaskGroup() as group:
+        lines = [asyncio.get_running_loop().create_future() for _ in range(settings.workers)]
+        for number, line in enumerate(lines):
+            group.create_task(_keep_running(_settings_of(settings, number), stop, line))
+        await asyncio.gather(*lines)
+        ready(lines[0].result().rpartition("=")[0] + f"={settings.workers}")
+
+
+def _settings_of(settings: Settings, number: int) -> Settings:
+    """A worker's own settings: each serves its metrics on a port of its own, counting up."""
+    address = settings.metrics
+    if address is not None and address.port:
+        address = Address(address.host, address.port + number)
+    return msgspec.structs.replace(settings, workers=1, embedded=False, metrics=address)
+
+
+async def _keep_running(settings: Settings, stop: asyncio.Event, line: asyncio.Future[str]) -> None:
+    while not stop.is_set():
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "natsblob.supervisor", stdin=PIPE, stdout=PIPE, start_new_session=True
+        )
+        try:
+            await _start(process, settings, line)
+            await _either(process, stop)
+        finally:
+            await _stop(process)
+        if not stop.is_set():
+            log.error("worker.died", pid=process.pid, status=process.returncode)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RESTART_DELAY):
+                    await stop.wait()
+
+
+async def _start(process: Process, settings: Settings, line: asyncio.Future[str]) -> None:
+    if process.stdin is None or process.stdout is None:
+        raise SetupError("a worker process without pipes")
+    process.stdin.write(encode(settings) + b"\n")
+    try:
+        async with asyncio.timeout(START_TIMEOUT):
+            first = await process.stdout.readline()
+    except TimeoutError:
+        first = b""
+    if not line.done():
+        if not first:
+            raise SetupError("a worker process could not start; its log above says why")
+        line.set_result(first.decode().rstrip())
+
+
+async def _either(process: Process, stop: asyncio.Event) -> None:
+    ended = {asyncio.ensure_future(process.wait()), asyncio.ensure_future(stop.wait())}
+    try:
+        await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for waiting in ended:
+            waiting.cancel()
+
+
+async def _stop(process: Process) -> None:
+    """Let the process drain, and end it where it does not."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(STOP_GRACE):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+async def _child() -> None:
+    """A worker process: settings come as one line on standard input, whose end means stop."""
+    reader = asyncio.StreamReader(limit=2**20)
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    settings = decode(await reader.readline())
+    configure_logging(settings.log_level, settings.log_format)
+    with stop_signals() as stop:
+        parent = asyncio.ensure_future(reader.read())
+        parent.add_done_callback(lambda _: stop.set())
+        try:
+            await run_worker(settings, stop, ready=lambda line: print(line, flush=True))  # noqa: T201
+        except BlobError as error:
+            log.error("worker.failed", error=error.name, reason=error.message)  # noqa: TRY400
+            sys.exit(1)
+        finally:
+            parent.cancel()
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run `main` on uvloop where that is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+if __name__ == "__main__":
+    run(_child())
