@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Final, Protocol
 
 from natsblob.broker.connection import Connection, Inbox
@@ -53,7 +53,7 @@ class _Window:
         self._progress = True
         self._attempt = 0
         self._epoch = connection.epoch
-        self._progress_at = asyncio.get_running_loop().time()
+        self._progress_at = 0.0
 
     async def ask(self) -> None:
         """Ask for what is missing, at a fresh reply subject: frames of earlier askings are dropped."""
@@ -74,7 +74,12 @@ class _Window:
             self._fail(error)
 
     async def take(self, index: int, patience: float) -> bytes:
-        """Chunk `index`; chunks are taken in order. Asks again as often as that helps."""
+        """Chunk `index`; chunks are taken in order. Asks again as often as that helps.
+
+        Only the time that somebody waits here counts against `patience`.
+        """
+        if index not in self._frames:
+            self._progress_at = asyncio.get_running_loop().time()
         while index not in self._frames:
             if self._ended or self._epoch != self._connection.epoch:
                 await self._ask_again(patience)
@@ -133,7 +138,7 @@ async def read_frames(
     window: int,
     ahead: int,
     patience: float,
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The chunks of `chunks` in order, in windows of `window`, with `ahead` windows asked for at a time.
 
     Memory is bounded by `window * ahead` chunks. Raises the last passing error after `patience`

@@ -1,0 +1,185 @@
+"""Reading the bytes of a blob: in one reply where they fit, else as windows of frames."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, closing, suppress
+from typing import Final
+
+from natsblob import chunking, wire
+from natsblob.broker.frames import read_frames
+from natsblob.broker.message import Message
+from natsblob.client.progress import Gauge
+from natsblob.client.service import Service, broken_protocol, decoded, traced
+from natsblob.digest import Digest
+from natsblob.errors import BlobCorruptError, BlobError, NoRespondersError, TooLargeError, UnavailableError
+from natsblob.hashing import ConcurrentHasher
+from natsblob.wire import GetRequest, Info
+
+AHEAD: Final = 2
+"""Windows asked for at a time."""
+WINDOW_BYTES: Final = 8 * 1024 * 1024
+"""Bytes in a window, whatever more the service would send."""
+LONGEST_WAIT: Final = 3.0
+"""Seconds that a read waits for other reads of the same client to make room."""
+
+
+async def stat(service: Service, digest: Digest, timeout: float | None) -> Info:
+    """What is known of a blob; `BlobNotFoundError` where there is none."""
+    reply = await service.call(service.subjects.stat, str(digest).encode(), timeout=timeout)
+    return decoded(reply, Info)
+
+
+async def in_one_reply(service: Service, request: GetRequest, timeout: float) -> bytes | None:
+    """The bytes asked for, as the worker read and checked them, or `None` where they need several replies."""
+    try:
+        reply = await service.call(service.subjects.get, wire.encode(request), timeout=timeout)
+    except TooLargeError:
+        return None
+    wanted = request.offset or 0
+    size = reply.headers.get(wire.SIZE, "")
+    if not size.isdecimal() or reply.headers.get(wire.OFFSET, "0") != str(wanted):
+        raise broken_protocol()
+    here = int(size) - wanted
+    if len(reply.data) != (here if request.length is None else min(here, request.length)):
+        raise broken_protocol()
+    return reply.data
+
+
+class Frames:
+    """The chunks of one blob as frames from workers and replicas; a `FrameSource`.
+
+    With `check` each chunk is compared with the CRC-32 that was stored beside it, where one was: for
+    ranges, which the digest of the whole says nothing about. With `verify` a worker does so before it
+    sends them. `close` it when no more is read.
+    """
+
+    def __init__(self, service: Service, info: Info, *, check: bool, verify: bool) -> None:
+        self._service = service
+        self._info = info
+        self._check = check
+        self._verify = verify
+        self._awaited: dict[str, set[int]] = {}
+
+    async def ask(self, first: int, count: int, reply: str, attempt: int) -> None:
+        for earlier in [subject for subject, missing in self._awaited.items() if first in missing]:
+            self._leave(earlier)
+        verify = self._verify
+        if attempt >= 2:
+            await stat(self._service, self._info.digest, self._service.timeout)
+            verify = True  # what a replica cannot send may come through a worker
+        await self._enter(reply, range(first, first + count))
+        request = GetRequest(self._info.digest, mode="stream", first=first, count=count, verify=verify)
+        await self._service.connection.publish(
+            self._service.subjects.get, wire.encode(request), reply=reply, headers=traced(None)
+        )
+
+    async def _enter(self, reply: str, chunks: range) -> None:
+        """Wait while too much is on its way to this client: frames come without flow control.
+
+        Not for long: the windows that are in the way may be lost, until their readers ask again.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LONGEST_WAIT):
+                await self._service.windows.acquire()
+                self._awaited[reply] = set(chunks)
+
+    def _leave(self, reply: str) -> None:
+        if self._awaited.pop(reply, None) is not None:
+            self._service.windows.release()
+
+    def place(self, frame: Message) -> int | None:
+        index = wire.chunk_index(frame.headers)
+        if index is None or len(frame.data) != chunking.length(index, self._info.size, self._info.chunk_size):
+            return None
+        claimed = frame.headers.get(wire.SUM)
+        if self._check and claimed is not None and claimed != wire.chunk_sum(frame.data):
+            return None
+        missing = self._awaited.get(frame.subject, set())
+        missing.discard(index)
+        if not missing:
+            self._leave(frame.subject)
+        return index
+
+    def end(self, frame: Message) -> BlobError | None:
+        self._leave(frame.subject)
+        error = wire.decode_error(frame.data, frame.headers)
+        if error is not None or frame.status == "204":
+            return error
+        if frame.status == "503":
+            return NoRespondersError(f"nobody answers on {self._service.subjects.get}")
+        return UnavailableError(f"a replica has no more chunks to give ({frame.status})")
+
+    def close(self) -> None:
+        for reply in list(self._awaited):
+            self._leave(reply)
+
+
+class Fetch:
+    """Reads one blob. `patience` is the seconds without a new chunk after which it gives up."""
+
+    def __init__(self, service: Service, info: Info, *, window: int, patience: float) -> None:
+        self.info = info
+        self._service = service
+        self._window = window
+        self._patience = patience
+
+    @classmethod
+    async def of(cls, service: Service, digest: Digest, patience: float) -> Fetch:
+        """The blob, as it can be read here; `BlobNotFoundError` where there is none."""
+        info = await stat(service, digest, patience)
+        caps = await service.known_caps(timeout=patience)
+        window = max(1, min(caps.window, WINDOW_BYTES // max(1, info.chunk_size)))
+        return cls(service, info, window=window, patience=patience)
+
+    async def chunks(
+        self, first: int = 0, stop: int | None = None, *, check: bool = False, verify: bool = False
+    ) -> AsyncGenerator[bytes, None]:
+        """Chunks `first` to `stop - 1` in order (`None`: to the end), `AHEAD` windows asked for ahead."""
+        frames = Frames(self._service, self.info, check=check, verify=verify)
+        chunks = read_frames(
+            self._service.connection,
+            frames,
+            range(first, self.info.chunks if stop is None else stop),
+            window=self._window,
+            ahead=AHEAD,
+            patience=self._patience,
+        )
+        with closing(frames):
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    yield chunk
+
+    async def whole(self, gauge: Gauge) -> bytes:
+        """All bytes, verified; read once more through a worker that checks them where they are bad."""
+        for verify in (False, True):
+            # A BytesIO hands its buffer over without copying it, and grows without moving it.
+            collected = io.BytesIO()
+            hasher = ConcurrentHasher()
+            async with aclosing(self.chunks(verify=verify)) as chunks:
+                async for chunk in chunks:
+                    collected.write(chunk)
+                    await hasher.update(chunk)
+                    gauge.at(collected.tell())
+            if await hasher.digest() == self.info.digest:
+                return collected.getvalue()
+        raise corrupt(self.info.digest)
+
+    async def range(self, offset: int, length: int | None, gauge: Gauge) -> bytes:
+        """`length` bytes from `offset` (`None`: to the end), each chunk checked against its stored sum."""
+        span = chunking.span(self.info.size, self.info.chunk_size, offset, length)
+        collected = io.BytesIO()
+        chunks = self.chunks(span.first, span.first + span.count, check=True)
+        async with aclosing(chunks):
+            skip = span.skip
+            async for chunk in chunks:
+                collected.write(memoryview(chunk)[skip : skip + span.length - collected.tell()])
+                skip = 0
+                gauge.at(collected.tell())
+        return collected.getvalue()
+
+
+def corrupt(digest: Digest) -> BlobCorruptError:
+    return BlobCorruptError(f"the bytes read are not those of blob {digest}; ask its operator to scrub it")

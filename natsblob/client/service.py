@@ -1,0 +1,118 @@
+"""A blob service as its clients reach it: requests that are repeated until they are answered."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, TypeVar
+
+import msgspec
+
+from natsblob import tracing, wire
+from natsblob.broker.connection import Connection
+from natsblob.broker.message import Message
+from natsblob.broker.retry import retrying
+from natsblob.errors import BadRequestError, DeadlineError, InternalError, NoRespondersError
+from natsblob.wire import Caps, Headers
+
+T = TypeVar("T")
+
+WINDOWS_AT_ONCE: Final = 4
+"""Windows of frames on their way to one client, of 8 MiB each at most: a server disconnects the client
+for which more than 64 MiB wait (`max_pending`)."""
+FIRST_ATTEMPT: Final = 5.0
+"""Seconds after which a request is repeated; doubled each time. A worker may have died with it."""
+
+
+class Service:
+    """The service under one prefix, over one connection.
+
+    `timeout`, in seconds, is what a call may take in all where it is not told otherwise. Within it
+    whatever is retryable is repeated, with jitter and no sooner than a busy worker asks for.
+    """
+
+    def __init__(self, connection: Connection, prefix: str, timeout: float) -> None:
+        self.connection = connection
+        self.subjects = wire.Subjects(prefix)
+        self.timeout = timeout
+        self.windows = asyncio.Semaphore(WINDOWS_AT_ONCE)
+        self._caps: Caps | None = None
+
+    async def once(
+        self, subject: str, body: bytes = b"", *, headers: Headers | None = None, timeout: float
+    ) -> Message:
+        """The answer to one request, or the error that it is."""
+        try:
+            reply = await self.connection.request(subject, body, headers=traced(headers), timeout=timeout)
+        except NoRespondersError as error:
+            raise NoRespondersError(
+                f"nobody answers on {subject}: start a worker (`natsblob serve`), or check the prefix"
+            ) from error
+        refusal = wire.decode_error(reply.data, reply.headers)
+        if refusal is not None:
+            raise refusal
+        return reply
+
+    async def call(
+        self,
+        subject: str,
+        body: bytes = b"",
+        *,
+        headers: Headers | None = None,
+        timeout: float | None = None,
+    ) -> Message:
+        """The answer to a request that is repeated while that may help, within `timeout` seconds."""
+        loop = asyncio.get_running_loop()
+        patience = self.timeout if timeout is None else timeout
+        give_up_at = loop.time() + patience
+        allowed = FIRST_ATTEMPT
+
+        async def attempt() -> Message:
+            nonlocal allowed
+            left = give_up_at - loop.time()
+            if left <= 0:
+                raise DeadlineError(f"no answer on {subject} within {patience:g} s")
+            answer = self.once(subject, body, headers=headers, timeout=min(allowed, left))
+            allowed *= 2
+            return await answer
+
+        return await retrying(attempt, patience=patience)
+
+    async def ask(self, subject: str, request: object, kind: type[T], *, timeout: float | None = None) -> T:
+        """The answer, as a `kind`, to a request that is a message of the wire protocol."""
+        return decoded(await self.call(subject, wire.encode(request), timeout=timeout), kind)
+
+    async def caps(self, *, timeout: float | None = None) -> Caps:
+        """What the service can do and carry, as a worker says it now."""
+        self._caps = decoded(await self.call(self.subjects.caps, timeout=timeout), Caps)
+        return self._caps
+
+    async def known_caps(self, *, timeout: float | None = None) -> Caps:
+        """What the service said of itself when it was asked last: that seldom changes."""
+        return self._caps or await self.caps(timeout=timeout)
+
+
+def traced(headers: Headers | None) -> Headers | None:
+    """The headers with the trace context of the caller, if there is one."""
+    complete = dict(headers or {})
+    tracing.inject(complete)
+    return complete or None
+
+
+def decoded(reply: Message, kind: type[T]) -> T:
+    """The message in a reply; `InternalError` where the service does not keep to the protocol."""
+    try:
+        return wire.decode(reply.data, kind)
+    except BadRequestError as error:
+        raise broken_protocol() from error
+
+
+def has_field(reply: Message, name: str) -> bool:
+    """Whether the JSON object in a reply has the field that tells two kinds of answer apart."""
+    try:
+        return name in msgspec.json.decode(reply.data, type=dict[str, msgspec.Raw])
+    except msgspec.MsgspecError as error:
+        raise broken_protocol() from error
+
+
+def broken_protocol() -> InternalError:
+    return InternalError("the service answered with something else than the protocol says; is it natsblob?")

@@ -1,0 +1,171 @@
+"""Putting a blob: in one request where it fits, else as chunks that are staged and then committed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import aclosing, suppress
+from typing import Final
+
+from natsblob import wire
+from natsblob.broker.cleanup import shielded
+from natsblob.broker.message import Message
+from natsblob.broker.publish import PublishWindow
+from natsblob.broker.retry import retrying
+from natsblob.chunking import MESSAGE_RESERVE, rechunk
+from natsblob.client.progress import Gauge
+from natsblob.client.service import Service, decoded, has_field
+from natsblob.client.sources import Source
+from natsblob.digest import Digest
+from natsblob.errors import (
+    BlobError,
+    DeadlineError,
+    DigestMismatchError,
+    NoRespondersError,
+    TooLargeError,
+    UploadExpiredError,
+)
+from natsblob.hashing import ConcurrentHasher
+from natsblob.wire import AbortRequest, Caps, CommitRequest, Info, Opened, OpenRequest
+
+RESTARTS: Final = 5
+"""Times that an upload is begun again because the service has lost it, where the source allows that."""
+COMMIT_ATTEMPT: Final = 10.0
+"""Seconds for one commit, and more for what a worker that did not watch has to read back."""
+READ_BACK_RATE: Final = 64 * 1024 * 1024
+"""Bytes per second that a worker is trusted to read back at least."""
+ABORT_TIMEOUT: Final = 4.0
+_LAST_ANSWERS: Final = 1.5
+
+
+class Upload:
+    """One put. `patience` is the seconds without progress after which it gives up."""
+
+    def __init__(
+        self,
+        service: Service,
+        caps: Caps,
+        source: Source,
+        gauge: Gauge,
+        *,
+        expected: Digest | None,
+        patience: float,
+    ) -> None:
+        self._service = service
+        self._caps = caps
+        self._source = source
+        self._gauge = gauge
+        self._expected = expected
+        self._patience = patience
+        self._max_inline = min(caps.max_inline, service.connection.max_payload - MESSAGE_RESERVE)
+
+    async def run(self) -> Info:
+        """Put the blob, from the beginning again where the service has lost the upload."""
+        for _ in range(RESTARTS if self._source.repeatable else 0):
+            with suppress(UploadExpiredError):
+                return await self._put()
+        return await self._put()
+
+    async def _put(self) -> Info:
+        async with aclosing(self._source.blocks(self._caps.chunk_size)) as blocks:
+            head: list[bytes] = []
+            room = self._max_inline
+            async for block in blocks:
+                head.append(block)
+                room -= len(block)
+                if room < 0:
+                    info = await self._put_staged(_chain(head, blocks))
+                    break
+            else:
+                info = await self._put_inline(b"".join(head))
+        self._gauge.complete(info.size)
+        return info
+
+    async def _put_inline(self, data: bytes) -> Info:
+        digest = self._checked(Digest.of(data))
+        reply = await self._service.call(
+            self._service.subjects.put, data, headers={wire.DIGEST: str(digest)}, timeout=self._patience
+        )
+        return decoded(reply, Info)
+
+    async def _put_staged(self, blocks: AsyncIterable[bytes]) -> Info:
+        opened = await self._open()
+        if isinstance(opened, Info):
+            return opened
+        stage = opened.chunk_subject.rpartition(".")[2]
+        window = PublishWindow(
+            self._service.connection,
+            opened.chunk_subject,
+            message_id=stage,
+            window=opened.window,
+            patience=self._patience,
+        )
+        with window:
+            try:
+                request = await self._publish(window, opened, blocks)
+                return await self._commit(opened, request)
+            except BaseException:
+                await shielded(self._abort(window, opened), ABORT_TIMEOUT)
+                raise
+
+    async def _open(self) -> Opened | Info:
+        request = OpenRequest(self._expected, self._source.size)
+        subject = self._service.subjects.open
+        reply = await self._service.call(subject, wire.encode(request), timeout=self._patience)
+        return decoded(reply, Opened) if has_field(reply, "upload") else decoded(reply, Info)
+
+    async def _publish(
+        self, window: PublishWindow, opened: Opened, blocks: AsyncIterable[bytes]
+    ) -> CommitRequest:
+        """Stage all chunks. They are stored on return, and the request to commit them is answered."""
+        hasher = ConcurrentHasher()
+        size = 0
+        async for chunk in rechunk(blocks, opened.chunk_size):
+            size += len(chunk)
+            if size > self._caps.max_blob:
+                raise TooLargeError(f"a blob has at most {self._caps.max_blob} bytes here")
+            await hasher.update(chunk)
+            await window.send(chunk)
+            self._gauge.at(window.answered * opened.chunk_size)
+        digest = self._checked(await hasher.digest())
+        await window.finish()
+        return CommitRequest(opened.upload, size, window.sent, digest, wire.marks_of(window.seqs))
+
+    def _checked(self, digest: Digest) -> Digest:
+        if self._expected is not None and digest != self._expected:
+            raise DigestMismatchError("the bytes are not those of the declared digest; nothing is stored")
+        return digest
+
+    async def _commit(self, opened: Opened, request: CommitRequest) -> Info:
+        """Make the staged chunks a blob: by the worker that watched them, or by any that reads them back."""
+        subject = opened.commit_subject
+        body = wire.encode(request)
+        allowed = COMMIT_ATTEMPT + request.size / READ_BACK_RATE
+
+        async def attempt() -> Message:
+            nonlocal subject
+            try:
+                return await self._service.once(subject, body, timeout=allowed)
+            except (NoRespondersError, DeadlineError):
+                subject = self._service.subjects.commit
+                raise
+
+        return decoded(await retrying(attempt, patience=self._patience + 2 * allowed), Info)
+
+    async def _abort(self, window: PublishWindow, opened: Opened) -> None:
+        """Have the staged chunks dropped; first those on their way arrive, or they would stay behind."""
+        with suppress(BlobError, TimeoutError):
+            async with asyncio.timeout(_LAST_ANSWERS):
+                await window.finish()
+        body = wire.encode(AbortRequest(opened.upload))
+        with suppress(UploadExpiredError):
+            await self._service.call(
+                self._service.subjects.abort, body, timeout=ABORT_TIMEOUT - _LAST_ANSWERS
+            )
+
+
+async def _chain(head: list[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    while head:
+        yield head.pop(0)
+    async for block in rest:
+        yield block
