@@ -13,10 +13,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 
 from natsblob.broker.embedded import EmbeddedServer
 from natsblob.testing.servers import EmbeddedCluster, temporary_cluster, temporary_server
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--blob-mib", type=int, default=64, help="size of the large blobs in fault tests, MiB")
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
