@@ -369,6 +369,8 @@ def _batch_request(subject: str, from_seq: int, count: int) -> bytes:
 
 def decode_ack(reply: Message) -> Ack:
     """The ack in a reply to a publish, or the error that it is, JetStream's or a worker's."""
+    if reply.status == "503":
+        raise NoRespondersError("nobody takes what is published here")
     if reply.status is not None:
         code = int(reply.status) if reply.status.isdecimal() else 500
         raise jetstream_error(code, 0, reply.headers.get(DESCRIPTION, "refused"))

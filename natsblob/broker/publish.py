@@ -22,17 +22,25 @@ class PublishWindow:
 
     A chunk that is refused for now, or not answered, is published again with the same message id and
     so is stored once. Use it as a context: leaving it stops listening for acks. Memory is bounded by
-    the chunks that are unanswered.
+    the chunks that are unanswered. Errors of the types in `final` end it, even if they are retryable.
     """
 
     def __init__(
-        self, connection: Connection, subject: str, *, message_id: str, window: int, patience: float
+        self,
+        connection: Connection,
+        subject: str,
+        *,
+        message_id: str,
+        window: int,
+        patience: float,
+        final: tuple[type[BlobError], ...] = (),
     ) -> None:
         self._connection = connection
         self._subject = subject
         self._message_id = message_id
         self._window = window
         self._patience = patience
+        self._final = final
         self._unanswered: dict[int, bytes] = {}
         self._wake = asyncio.Event()
         self._trouble: BlobError | None = None
@@ -142,7 +150,7 @@ class PublishWindow:
         self._wake.set()
 
     def _note(self, error: BlobError) -> None:
-        if error.retryable:
+        if error.retryable and not isinstance(error, self._final):
             self._trouble = error
         else:
             self._fatal = error

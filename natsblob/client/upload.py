@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable
 from contextlib import aclosing, suppress
 from typing import Final
 
@@ -36,6 +36,8 @@ READ_BACK_RATE: Final = 64 * 1024 * 1024
 """Bytes per second that a worker is trusted to read back at least."""
 ABORT_TIMEOUT: Final = 4.0
 _LAST_ANSWERS: Final = 1.5
+_DIRECT: Final = "direct"
+"""The feature of a service whose uploads lie in the stream, and not in one worker."""
 
 
 class Upload:
@@ -57,6 +59,7 @@ class Upload:
         self._gauge = gauge
         self._expected = expected
         self._patience = patience
+        self._relayed = _DIRECT not in caps.features
         self._max_inline = min(caps.max_inline, service.connection.max_payload - MESSAGE_RESERVE)
 
     async def run(self) -> Info:
@@ -99,10 +102,11 @@ class Upload:
             message_id=stage,
             window=opened.window,
             patience=self._patience,
+            final=(NoRespondersError,) if self._relayed else (),
         )
         with window:
             try:
-                request = await self._publish(window, opened, blocks)
+                request = await self._stage(window, opened, blocks)
                 return await self._commit(opened, request)
             except BaseException:
                 await shielded(self._abort(window, opened), ABORT_TIMEOUT)
@@ -114,7 +118,7 @@ class Upload:
         reply = await self._service.call(subject, wire.encode(request), timeout=self._patience)
         return decoded(reply, Opened) if has_field(reply, "upload") else decoded(reply, Info)
 
-    async def _publish(
+    async def _stage(
         self, window: PublishWindow, opened: Opened, blocks: AsyncIterable[bytes]
     ) -> CommitRequest:
         """Stage all chunks. They are stored on return, and the request to commit them is answered."""
@@ -125,11 +129,20 @@ class Upload:
             if size > self._caps.max_blob:
                 raise TooLargeError(f"a blob has at most {self._caps.max_blob} bytes here")
             await hasher.update(chunk)
-            await window.send(chunk)
+            await self._accepted(window.send(chunk))
             self._gauge.at(window.answered * opened.chunk_size)
         digest = self._checked(await hasher.digest())
-        await window.finish()
+        await self._accepted(window.finish())
         return CommitRequest(opened.upload, size, window.sent, digest, wire.marks_of(window.seqs))
+
+    async def _accepted(self, step: Awaitable[None]) -> None:
+        """Take a step of the upload; a relayed one is lost with the worker that it went to."""
+        try:
+            await step
+        except NoRespondersError as error:
+            if not self._relayed:
+                raise
+            raise UploadExpiredError("the worker that took this upload is gone; begin again") from error
 
     def _checked(self, digest: Digest) -> Digest:
         if self._expected is not None and digest != self._expected:
