@@ -1,0 +1,241 @@
+"""Commands for the bucket: info, create, set and adopt. They speak to JetStream, not to the workers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+from cyclopts import App, Parameter, validators
+
+from natsblob.cli.exits import Exit, UsageError
+from natsblob.cli.options import SERVICE, UNSET, Common, keep_quiet
+from natsblob.cli.terminal import Stdout, bytes_of, progress, say
+from natsblob.config.quantity import format_duration, parse_duration, parse_size
+from natsblob.errors import DeadlineError
+
+if TYPE_CHECKING:
+    from natsblob.broker.jetstream import StreamInfo
+    from natsblob.objectstore.bucket import Bucket
+
+_NANOSECONDS: Final = 1_000_000_000
+_LOOK_AGAIN: Final = 0.25
+Replicas = Annotated[int, Parameter(metavar="N", validator=validators.Number(gte=1, lte=5))]
+
+bucket = App(
+    name="bucket",
+    help="Look at, create and change the bucket.",
+    help_epilogue="",
+    help_format="markdown",
+    group=SERVICE,
+    group_commands="Commands",
+    sort_key=3,
+)
+
+
+@asynccontextmanager
+async def _bucket(common: Common) -> AsyncIterator[Bucket]:
+    """The bucket that the options name, with their credentials: those of workers may be too weak."""
+    from natsblob.broker.connection import Access, connect
+    from natsblob.broker.jetstream import JetStream
+    from natsblob.objectstore.bucket import Bucket
+
+    loaded = common.load()
+    keep_quiet(loaded)
+    settings = loaded.settings
+    async with await connect(Access.of(settings, "natsblob cli")) as connection:
+        jetstream = JetStream(connection, domain=settings.js_domain, patience=settings.timeout)
+        yield Bucket(jetstream, settings.bucket, settings.prefix)
+
+
+@bucket.command(sort_key=1)
+async def info(*, common: Common = UNSET) -> None:
+    """Show how the bucket is set up, how full it is, and its replicas."""
+    async with _bucket(common) as one:
+        await _show(one, await one.info(), common)
+
+
+@bucket.command(sort_key=2)
+async def create(
+    *,
+    replicas: Replicas = 1,
+    storage: Literal["file", "memory"] = "file",
+    max_bytes: Annotated[str, Parameter(metavar="SIZE")] = "0",
+    max_age: Annotated[str, Parameter(metavar="TIME")] = "0",
+    compression: bool = False,
+    description: Annotated[str, Parameter(metavar="TEXT")] = "",
+    cluster: Annotated[str | None, Parameter(metavar="NAME")] = None,
+    tag: Annotated[tuple[str, ...], Parameter(metavar="NAME")] = (),
+    common: Common = UNSET,
+) -> None:
+    """Create the bucket.
+
+    One that exists already is left as it is, and shown.
+
+    Parameters
+    ----------
+    replicas
+        Servers that hold a copy of everything: 1 to 5, and 3 for what must not get lost.
+    storage
+        Where it lies. In memory it is gone when its servers stop.
+    max_bytes
+        The most that it may hold, such as 500GiB; then puts are refused. [default: no limit]
+    max_age
+        Blobs vanish when they are older than this, such as 30d. [default: never]
+    compression
+        Have the servers compress it on disk.
+    description
+        What it is for.
+    cluster
+        Only on servers of this cluster.
+    tag
+        Only on servers with this tag; may be given several times.
+    """
+    from natsblob.objectstore.bucket import BucketConfig
+
+    try:
+        size, age = parse_size(max_bytes), parse_duration(max_age)
+    except ValueError as error:
+        raise UsageError(f"{error}; write 500GiB or 30d") from error
+    async with _bucket(common) as one:
+        config = BucketConfig(
+            name=one.name,
+            replicas=replicas,
+            storage=storage,
+            description=description,
+            max_age=age,
+            max_bytes=size,
+            compression=compression,
+            cluster=cluster,
+            tags=tag,
+        )
+        found = await one.create(config)
+        if found.config.get("num_replicas") != replicas and not common.quiet:
+            say("natsblob: the bucket was there already, and is as it was; `natsblob bucket set` changes it")
+        await _show(one, found, common)
+
+
+@bucket.command(name="set", sort_key=3)
+async def set_(*, replicas: Replicas, common: Common = UNSET) -> None:
+    """Change how many servers hold the bucket.
+
+    It may be in use meanwhile. Returns when all copies are current.
+
+    Parameters
+    ----------
+    replicas
+        Servers that hold a copy of everything: 1 to 5.
+    """
+    async with _bucket(common) as one:
+        changed = await one.set_replicas(replicas)
+        patience = common.load().settings.timeout
+        try:
+            async with asyncio.timeout(patience):
+                while not _settled(changed, replicas):
+                    await asyncio.sleep(_LOOK_AGAIN)
+                    changed = await one.info()
+        except TimeoutError:
+            await _show(one, changed, common)
+            raise DeadlineError(
+                f"the bucket is changed to {replicas} replicas, and they are not all current after "
+                f"{format_duration(patience)}; the servers go on, and `natsblob bucket info` shows how far"
+            ) from None
+        await _show(one, changed, common)
+
+
+def _settled(info: StreamInfo, replicas: int) -> bool:
+    """Whether the leader has as many current followers as it should, and no more."""
+    if info.cluster is None or not info.cluster.name:
+        return True
+    followers = info.cluster.replicas
+    return bool(info.cluster.leader) and len(followers) == replicas - 1 and all(f.current for f in followers)
+
+
+@bucket.command(sort_key=4)
+async def adopt(*, common: Common = UNSET) -> Exit:
+    """Serve by digest what other clients stored by name.
+
+    Every such object is read and checked, and gets a link from its digest to it; the object itself stays
+    as it is. The bucket is prepared for large puts on the way. It may be interrupted and repeated, and
+    run while the bucket is in use. Exit code 4 where bytes were found that are not what they claim.
+    """
+    from natsblob.maintenance.adopt import adopt as adopting
+    from natsblob.objectstore.objects import Objects
+
+    out = Stdout()
+    outcomes: Counter[str] = Counter()
+    async with _bucket(common) as one:
+        total = (await one.info()).state.bytes
+        with progress(f"adopt {one.name}", wanted=not common.quiet) as report:
+            read = 0
+
+            def on_bytes(count: int) -> None:
+                nonlocal read
+                read += count
+                if report:
+                    report(read, total)
+
+            async with aclosing(adopting(Objects(one), on_bytes)) as adoptions:
+                async for adoption in adoptions:
+                    outcomes[adoption.outcome] += 1
+                    if common.json:
+                        await out.record(adoption)
+                    elif not common.quiet or adoption.outcome == "corrupt":
+                        await out.line(f"{adoption.outcome:<8} {adoption.digest or '-':<64} {adoption.name}")
+            await out.flush()
+    if not common.quiet:
+        counted = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+        say(f"{counted or 'nothing to adopt'}; the bucket takes chunks from clients")
+    if outcomes["corrupt"]:
+        say("corrupt objects were left as they are: put the originals again, or delete them")
+    return Exit.MISMATCH if outcomes["corrupt"] else Exit.OK
+
+
+async def _show(one: Bucket, info: StreamInfo, common: Common) -> None:
+    out = Stdout()
+    if common.json:
+        await out.record(_fields(one, info))
+    else:
+        for name, value in _fields(one, info).items():
+            await out.line(f"{name:<13}{_written(name, value)}")
+    await out.flush()
+
+
+def _fields(one: Bucket, info: StreamInfo) -> dict[str, object]:
+    config, state, cluster = info.config, info.state, info.cluster
+    return {
+        "bucket": one.name,
+        "description": config.get("description", ""),
+        "stream": one.layout.stream,
+        "bytes": state.bytes,
+        "messages": state.messages,
+        "max_bytes": max(0, config.get("max_bytes", 0)),
+        "max_age": config.get("max_age", 0) / _NANOSECONDS,
+        "storage": config.get("storage", ""),
+        "compression": config.get("compression", "none") != "none",
+        "replicas": config.get("num_replicas", 1),
+        "leader": cluster.leader if cluster else "",
+        "followers": {
+            follower.name: "offline" if follower.offline else "current" if follower.current else "behind"
+            for follower in (cluster.replicas if cluster else [])
+        },
+        "takes_chunks": one.takes_chunks(config),
+        "sealed": bool(config.get("sealed", False)),
+    }
+
+
+def _written(name: str, value: object) -> str:
+    match name, value:
+        case "bytes", int():
+            return f"{value} ({bytes_of(value)})" if value >= 1024 else str(value)
+        case "max_bytes", int():
+            return bytes_of(value) if value else "no limit"
+        case "max_age", float():
+            return format_duration(value) if value else "no limit"
+        case "followers", dict():
+            return ", ".join(f"{follower} {state}" for follower, state in value.items()) or "-"
+        case _, bool():
+            return "yes" if value else "no"
+    return str(value) or "-"

@@ -1,0 +1,92 @@
+"""The options that all commands have, and the settings that they and the other sources make."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Final
+
+from cyclopts import Group, Parameter
+
+from natsblob.cli.exits import UsageError
+from natsblob.config import Loaded, load
+from natsblob.errors import DeadlineError, SetupError
+
+if TYPE_CHECKING:
+    from natsblob.client import Client
+
+BLOBS: Final = Group("Blobs", sort_key=1)
+SERVICE: Final = Group("The service", sort_key=2)
+MORE: Final = Group("More", sort_key=3)
+_CONNECTION: Final = Group("Connection", sort_key=20)
+_OUTPUT: Final = Group("Output", sort_key=30)
+_FIRST_ANSWER: Final = 3.0
+"""Seconds within which somebody must answer at all: a missing worker is told at once."""
+
+
+@Parameter(name="*", group=_CONNECTION)
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Options of every command; what is not given comes from the environment and the configuration."""
+
+    server: Annotated[str | None, Parameter(name=["--server", "-s"], metavar="URL")] = None
+    """Where NATS is, such as nats://host:4222; several with commas between."""
+    context: Annotated[str | None, Parameter(metavar="NAME")] = None
+    """A context of the nats command line to take the connection from."""
+    creds: Annotated[str | None, Parameter(metavar="FILE")] = None
+    """A credentials file."""
+    prefix: Annotated[str | None, Parameter(metavar="NAME")] = None
+    """What the service's subjects begin with. [default: blob]"""
+    bucket: Annotated[str | None, Parameter(metavar="NAME")] = None
+    """The bucket that blobs lie in. [default: blobs]"""
+    timeout: Annotated[str | None, Parameter(metavar="TIME")] = None
+    """How long to wait for an answer, or for a transfer to get on, such as 90s. [default: 1m]"""
+    config: Annotated[str | None, Parameter(metavar="FILE")] = None
+    """The configuration file. [default: ./natsblob.toml, ~/.config/natsblob/config.toml]"""
+    json: Annotated[bool, Parameter(group=_OUTPUT)] = False
+    """Print results as JSON, one object a line."""
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], group=_OUTPUT)] = False
+    """Print less: no progress, no remarks."""
+
+    def load(self, **more: object) -> Loaded:
+        """The settings in force, with further flags; `UsageError` where they make no sense."""
+        names = ("server", "context", "creds", "prefix", "bucket", "timeout", "config")
+        try:
+            return load({**{name: getattr(self, name) for name in names}, **more})
+        except SetupError as error:
+            raise UsageError(error.message) from error
+
+
+UNSET: Final = Common()
+"""No option given."""
+
+
+@asynccontextmanager
+async def blobs_of(common: Common) -> AsyncIterator[Client]:
+    """The service that the options name. Where nobody answers at all that is told at once."""
+    from natsblob.broker.connection import Access
+    from natsblob.client import connect
+
+    loaded = common.load()
+    keep_quiet(loaded)
+    settings = loaded.settings
+    access = Access.of(settings, "natsblob cli")
+    async with connect(access, prefix=settings.prefix, timeout=settings.timeout) as blobs:
+        with suppress(DeadlineError):  # somebody listens, and is slow: the command has more time
+            await blobs.caps(timeout=min(_FIRST_ANSWER, settings.timeout))
+        yield blobs
+
+
+def keep_quiet(loaded: Loaded) -> None:
+    """Have the libraries beneath log errors only, to stderr, unless the settings ask for more."""
+    import logging
+
+    import structlog
+
+    level = loaded.settings.log_level if "log_level" in loaded.sources else "error"
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

@@ -1,0 +1,67 @@
+"""Running a command to its exit code, whatever happens to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import traceback
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, NoReturn, TypeAlias
+
+from natsblob.cli.exits import Exit, meaning_of
+from natsblob.cli.terminal import complain
+from natsblob.errors import BlobError
+
+Command: TypeAlias = Callable[[], Coroutine[Any, Any, Exit | None]]
+
+
+def run(command: Command) -> Exit:
+    """The exit code of a command. What goes wrong is told on stderr in a line or two, without a traceback."""
+    try:
+        # Not closed: that would wait for a thread that reads a terminal or writes to a stopped pipe.
+        runner = asyncio.Runner(loop_factory=_loop_factory())
+        return runner.run(command()) or Exit.OK
+    except KeyboardInterrupt:
+        complain("interrupted", "What is stored is safe, and repeating this is.")
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        return Exit.BROKEN_PIPE
+    except BlobError as error:
+        return told(error)
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        complain(what)
+        return Exit.FAILURE
+    except Exception as error:  # noqa: BLE001 - the last resort: people are told, never shown a traceback
+        complain(
+            f"this is a defect of natsblob: {type(error).__name__}",
+            "What is stored is safe. NATSBLOB_LOG_LEVEL=debug shows more, for a report.",
+        )
+        if os.environ.get("NATSBLOB_LOG_LEVEL") == "debug":
+            traceback.print_exception(error)
+        return Exit.FAILURE
+
+
+def told(error: BlobError) -> Exit:
+    """Tell about an error on stderr; the exit code for it."""
+    meaning = meaning_of(error)
+    complain(error.message, meaning.advice)
+    return meaning.exit
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now. Everything that matters is closed; a thread may hang in a read or a write."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

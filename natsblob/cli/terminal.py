@@ -1,0 +1,174 @@
+"""What commands write, and where: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import msgspec
+
+from natsblob.digest import Digest
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.progress import Progress, TaskID
+
+Report: TypeAlias = Callable[[int, int | None], None]
+"""Called with the bytes that are through, and the bytes in all where that is known."""
+
+_STDOUT: Final = 1
+_BUFFER: Final = 32 * 1024
+_WIDTH: Final = 120
+"""Columns of text that no terminal breaks."""
+_PATIENCE: Final = 0.4
+"""Seconds before a progress bar appears: short work needs none."""
+_UNITS: Final = (("TiB", 1024**4), ("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024))
+_json = msgspec.json.Encoder(enc_hook=str)
+
+
+class Stdout:
+    """Standard output, written in a thread: whoever reads it may be slow, and the connection must live.
+
+    Lines are gathered up to `_BUFFER` bytes; `flush` sends the rest. `BrokenPipeError` where the
+    reader has gone.
+    """
+
+    def __init__(self) -> None:
+        self._lines = bytearray()
+
+    @property
+    def is_terminal(self) -> bool:
+        return os.isatty(_STDOUT)
+
+    async def write(self, data: bytes) -> None:
+        await self.flush()
+        await asyncio.to_thread(_write_all, data)
+
+    async def line(self, text: str) -> None:
+        self._lines += f"{text}\n".encode(errors="surrogateescape")
+        if len(self._lines) >= _BUFFER:
+            await self.flush()
+
+    async def record(self, value: Any) -> None:
+        """One JSON object on one line."""
+        await self.line(_json.encode(value).decode())
+
+    async def flush(self) -> None:
+        if self._lines:
+            lines, self._lines = bytes(self._lines), bytearray()
+            await asyncio.to_thread(_write_all, lines)
+
+
+def _write_all(data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(_STDOUT, rest) :]
+        except BlockingIOError:  # another process has set our pipe to be so
+            select.select([], [_STDOUT], [])
+
+
+def say(text: str, *, style: str = "") -> None:
+    """A line for people, on stderr: plain where that is no terminal or has no colours."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.text import Text
+
+        Console(stderr=True, soft_wrap=True).print(Text(text, style=style))
+    else:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+def rendered(what: RenderableType) -> str:
+    """Text for standard output: styled and as wide as the terminal, if it is one."""
+    from rich.console import Console
+
+    terminal = os.isatty(_STDOUT)
+    width = os.get_terminal_size(_STDOUT).columns if terminal else _WIDTH
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=width or _WIDTH, highlight=False)
+    with console.capture() as captured:
+        console.print(what)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def complain(message: str, advice: str = "") -> None:
+    """What happened, and what is safe and to be done next."""
+    say(f"natsblob: {message}", style="red")
+    if advice:
+        say(f"  {advice}")
+
+
+def bytes_of(size: int) -> str:
+    """A size to read, not to compute with."""
+    return next((f"{size / factor:.1f} {unit}" for unit, factor in _UNITS if size >= factor), f"{size} B")
+
+
+def short(digest: Digest) -> str:
+    return f"{digest.short}…"
+
+
+@contextmanager
+def progress(label: str, *, wanted: bool) -> Iterator[Report | None]:
+    """A bar on stderr while the context lasts; nothing where that is no terminal, or not `wanted`."""
+    if not wanted or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield None
+        return
+    bar = _Bar(label)
+    try:
+        yield bar.report
+    finally:
+        bar.close()
+
+
+class _Bar:
+    """A progress bar that appears when the work has taken a moment."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._appears_at = time.monotonic() + _PATIENCE
+        self._shown: tuple[Progress, TaskID] | None = None
+
+    def report(self, done: int, total: int | None) -> None:
+        if self._shown is None:
+            if time.monotonic() < self._appears_at:
+                return
+            self._shown = _show(self._label)
+        bar, task = self._shown
+        bar.update(task, completed=done, total=total)
+
+    def close(self) -> None:
+        if self._shown is not None:
+            self._shown[0].stop()
+
+
+def _show(label: str) -> tuple[Progress, TaskID]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.text import Text
+
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(compact=True),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    bar.start()
+    return bar, bar.add_task(str(Text(label)), total=None)

@@ -1,0 +1,282 @@
+"""What can be seen of JetStream and the bucket with the credentials of a worker's storage."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from natsblob.broker.jetstream import Account, ClusterState, JetStream, StreamInfo
+from natsblob.broker.translate import StreamMissingError
+from natsblob.config.quantity import format_duration
+from natsblob.errors import BlobError
+from natsblob.maintenance.doctor.ask import Reach, ask
+from natsblob.maintenance.doctor.check import Check, Status
+from natsblob.objectstore.bucket import Bucket
+from natsblob.wire import Headers
+
+_NANOSECONDS: Final = 1_000_000_000
+_SHARE_FULL: Final = 0.9
+_NOTHING: Final = "natsblob-doctor"
+"""Names no object and no upload: what is asked about it has no effect."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Need:
+    """A subject that a worker publishes to, and a message there that changes nothing."""
+
+    subject: str
+    purpose: str
+    body: bytes = b""
+    headers: Headers = field(default_factory=dict)
+
+
+async def check_storage(jetstream: JetStream, bucket: Bucket, api: str) -> AsyncIterator[Check]:
+    """JetStream, the permissions of a worker, the bucket and its replicas, as far as they can be seen.
+
+    `api` is the prefix of JetStream's API.
+    """
+    needs = _needs(bucket, api)
+    reaches = dict(
+        zip(needs, await asyncio.gather(*(_reach(jetstream, need) for need in needs)), strict=True)
+    )
+    reach = reaches[needs[0]]
+    if reach is Reach.REFUSED:
+        yield Check(
+            name="jetstream",
+            status=Status.WARN,
+            found="these credentials may not use it, or it does not answer",
+            means="A client needs none of it: only workers do. The bucket cannot be examined from here.",
+            todo="Run this with the credentials of a worker's storage to examine the bucket.",
+        )
+        return
+    try:
+        yield _check_account(await jetstream.account())
+    except BlobError as error:
+        yield Check(
+            name="jetstream",
+            status=Status.FAIL,
+            found=error.message,
+            means="There is nowhere to put blobs.",
+            todo="Enable JetStream: `jetstream {}` on the servers, `jetstream: enabled` in the account.",
+        )
+        return
+    yield _check_permissions(reaches)
+    try:
+        info = await bucket.info()
+    except StreamMissingError:
+        yield Check(
+            name="bucket",
+            status=Status.FAIL,
+            found=f"there is no bucket {bucket.name}",
+            means="Workers cannot start, unless their credentials allow them to create it.",
+            todo=f"natsblob bucket create --bucket {bucket.name} --replicas 3 (or 1, on a single server)",
+        )
+    except BlobError as error:
+        yield Check(
+            name="bucket",
+            status=Status.FAIL,
+            found=error.message,
+            means="Nothing can be read or written for now; what is stored is safe.",
+            todo="See that a majority of the servers that hold the bucket runs: nats stream report.",
+        )
+    else:
+        yield check_bucket(bucket, info)
+        yield check_replicas(info)
+
+
+def _needs(bucket: Bucket, api: str) -> list[_Need]:
+    layout = bucket.layout
+    stream, chunk, meta = layout.stream, layout.chunks(_NOTHING), layout.meta(_NOTHING)
+    elsewhere = {"Nats-Expected-Stream": "-"}  # has the stream refuse it: nothing is stored
+    last = b'{"last_by_subj":"%s"}' % meta.encode()
+    return [
+        _Need(f"{api}.INFO", "ask for limits"),
+        _Need(f"{api}.STREAM.INFO.{stream}", "read the bucket's configuration"),
+        _Need(f"{api}.STREAM.MSG.GET.{stream}", "confirm that a blob is missing", last),
+        _Need(f"{api}.DIRECT.GET.{stream}", "read chunks", last),
+        _Need(f"{api}.DIRECT.GET.{stream}.{meta}", "find blobs"),
+        _Need(f"{api}.STREAM.PURGE.{stream}", "drop chunks", b'{"filter":"%s"}' % chunk.encode()),
+        _Need(chunk, "store chunks", headers=elsewhere),
+        _Need(meta, "make blobs visible", headers=elsewhere),
+    ]
+
+
+async def _reach(jetstream: JetStream, need: _Need) -> Reach:
+    return (await ask(jetstream.connection, need.subject, need.body, need.headers)).reach
+
+
+def _check_account(account: Account) -> Check:
+    limit = account.limits.get("max_storage", -1)
+    limited = isinstance(limit, int) and limit > 0
+    room = f"{_rounded(account.storage)} used" + (
+        f" of {_rounded(limit)}" if limited else ", no account limit"
+    )
+    found = f"API level {account.api.level}, {room}"
+    if limited and account.storage > limit * _SHARE_FULL:
+        return Check(
+            name="jetstream",
+            status=Status.WARN,
+            found=found,
+            means="Nearly full. Then puts are refused; what is stored stays safe and readable.",
+            todo="Raise the account's limit, or delete blobs.",
+        )
+    return Check(name="jetstream", status=Status.OK, found=found, means="The account may store blobs.")
+
+
+def _check_permissions(reaches: dict[_Need, Reach]) -> Check:
+    refused = [need for need, reach in reaches.items() if reach is Reach.REFUSED]
+    if refused:
+        lacking = "; ".join(f"{need.subject} (to {need.purpose})" for need in refused)
+        return Check(
+            name="permissions",
+            status=Status.FAIL,
+            found=f"no answer to {lacking}",
+            means="A worker whose storage has these credentials cannot do its work.",
+            todo="Allow this user to publish there; deploy/accounts/accounts.conf has a complete example.",
+        )
+    return Check(
+        name="permissions",
+        status=Status.OK,
+        found=f"all {len(reaches)} subjects that a worker's storage needs",
+        means="A worker can find, read, store and drop with these credentials.",
+    )
+
+
+def check_bucket(bucket: Bucket, info: StreamInfo) -> Check:
+    """Whether the bucket's stream is configured as a service needs it."""
+    config, state = info.config, info.state
+    found = f"{bucket.name}: {_rounded(state.bytes)} in {state.messages} messages"
+    for applies, status, means, todo in _bucket_findings(bucket, config, state.bytes):
+        if applies:
+            return Check(name="bucket", status=status, found=found, means=means, todo=todo)
+    return Check(
+        name="bucket",
+        status=Status.OK,
+        found=found,
+        means="Takes chunks from clients directly, and is read from any replica.",
+    )
+
+
+def _bucket_findings(
+    bucket: Bucket, config: dict[str, Any], size: int
+) -> list[tuple[bool, Status, str, str]]:
+    """What can be amiss, the worst first: whether it is, what it means, what to do."""
+    stream = bucket.layout.stream
+    age = config.get("max_age", 0) / _NANOSECONDS
+    room = config.get("max_bytes", -1)
+    source = (config.get("subject_transform") or {}).get("src", "")
+    return [
+        (
+            bool(config.get("sealed")),
+            Status.FAIL,
+            "It is sealed: blobs can be read and never again put or deleted.",
+            "Use another bucket for new blobs: --bucket NAME.",
+        ),
+        (
+            config.get("max_msgs_per_subject", -1) > 0,
+            Status.FAIL,
+            "It keeps only some messages of a subject: chunks of large blobs are lost as they arrive.",
+            f"Remove the limit: nats stream edit {stream} --max-msgs-per-subject=-1.",
+        ),
+        (
+            config.get("discard") == "old" and room > 0,
+            Status.FAIL,
+            "When it is full, old chunks are dropped to make room: blobs that were acknowledged break.",
+            f"Let it refuse new ones instead: nats stream edit {stream} --discard=new.",
+        ),
+        (
+            not config.get("allow_direct"),
+            Status.FAIL,
+            "It allows no direct reads, which workers depend on.",
+            f"Prepare it: natsblob bucket adopt --bucket {bucket.name}.",
+        ),
+        (
+            config.get("storage") == "memory",
+            Status.WARN,
+            "It lies in memory: when all its servers stop, every blob is gone.",
+            "Keep it so for tests and caches only.",
+        ),
+        (
+            age > 0,
+            Status.WARN,
+            f"Blobs vanish when they are older than {format_duration(age)}.",
+            f"If that is not meant: nats stream edit {stream} --max-age=0.",
+        ),
+        (
+            0 < room * _SHARE_FULL < size,
+            Status.WARN,
+            f"Nearly full: its limit is {_rounded(room)}. Then puts are refused; what is stored is safe.",
+            f"Raise it: nats stream edit {stream} --max-bytes=BYTES; or delete blobs.",
+        ),
+        (
+            bool(source) and not bucket.takes_chunks(config),
+            Status.WARN,
+            f"It takes chunks on {source}: it belongs to a service with another prefix.",
+            "Name that prefix with --prefix, or another bucket with --bucket.",
+        ),
+        (
+            not bucket.takes_chunks(config),
+            Status.WARN,
+            "It takes no chunks from clients directly: large puts pass through a worker, which is slower.",
+            f"Prepare it: natsblob bucket adopt --bucket {bucket.name}.",
+        ),
+    ]
+
+
+def check_replicas(info: StreamInfo) -> Check:
+    """How many copies there are, and whether each is current."""
+    wanted = int(info.config.get("num_replicas", 1))
+    cluster = info.cluster or ClusterState()
+    behind = [replica.name for replica in cluster.replicas if replica.offline or not replica.current]
+    copies = f"{wanted} of {wanted}" if not behind else f"{wanted - len(behind)} of {wanted}"
+    found = f"{copies} current, leader {cluster.leader}" if cluster.leader else f"{copies} current"
+    if not cluster.leader and cluster.name:
+        return Check(
+            name="replicas",
+            status=Status.FAIL,
+            found="no leader",
+            means="Nothing can be put for now; what is stored is safe.",
+            todo="See that a majority of its servers runs; an election takes up to ten seconds.",
+        )
+    if behind:
+        return Check(
+            name="replicas",
+            status=Status.WARN,
+            found=f"{found}; behind or offline: {', '.join(behind)}",
+            means=f"It works, and withstands the loss of {max(0, (wanted - 1) // 2 - len(behind))} more.",
+            todo="Start that server, or wait until it has caught up; then look again.",
+        )
+    if wanted == 1:
+        status = Status.WARN if cluster.name else Status.OK
+        return Check(
+            name="replicas",
+            status=status,
+            found="1 copy",
+            means="While its server is down no blob can be read; without its disk they are lost.",
+            todo="Have three: natsblob bucket set --replicas 3." if cluster.name else "",
+        )
+    if wanted % 2 == 0:
+        return Check(
+            name="replicas",
+            status=Status.WARN,
+            found=found,
+            means=f"It withstands the loss of {(wanted - 1) // 2}, as {wanted - 1} would.",
+            todo=f"Have {wanted + 1}: natsblob bucket set --replicas {wanted + 1}.",
+        )
+    lost = (wanted - 1) // 2
+    return Check(
+        name="replicas",
+        status=Status.OK,
+        found=found,
+        means=f"No acknowledged blob is lost with {lost} of {wanted} servers, and work goes on.",
+    )
+
+
+def _rounded(size: int) -> str:
+    """The size to read, not to compute with."""
+    for unit, factor in (("TiB", 1024**4), ("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} B"
