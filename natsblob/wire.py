@@ -7,12 +7,12 @@ JSON is UTF-8, unknown fields are ignored, a digest is 64 lower-case hex digits.
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
+from zlib_ng import zlib_ng
 
 from natsblob.digest import Digest
 from natsblob.errors import BadRequestError, BlobError, Detail, from_wire
@@ -245,7 +245,7 @@ def chunk_headers(message_id_prefix: str, index: int, data: bytes | memoryview) 
 
 def chunk_sum(data: bytes | memoryview) -> str:
     """The `Blob-Sum` of a chunk: guards against accidents, not against intent."""
-    return f"crc32={zlib.crc32(data):08x}"
+    return f"crc32={zlib_ng.crc32(data):08x}"
 
 
 def chunk_index(headers: Headers) -> int | None:

@@ -7,7 +7,7 @@
 - Publishing is `send`, which lets a cancellation through. The library's flush swallows it.
 - A ping waits its turn. The library's overtakes what is still to be sent, so that `flush` proves nothing.
 
-Reconnecting, TLS, authentication and the protocol parser stay the library's.
+Reconnecting, TLS, authentication and all of the protocol but messages stay the library's.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
-from nats.aio.client import PING_PROTO, Client
+from nats.aio.client import PING_PROTO, Client, Srv
 from nats.aio.msg import Msg
 
 from natsblob.broker.message import Message, parse_headers
+from natsblob.broker.receive import BulkParser, BulkTransport
 from natsblob.errors import BadRequestError, TooLargeError, UnavailableError
 from natsblob.wire import STATUS, Headers
 
@@ -35,6 +36,15 @@ class DirectClient(Client):
     """See the module's text. `max_unflushed` bounds the bytes that wait for the socket."""
 
     max_unflushed: Final = 4 * 1024 * 1024
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ps = BulkParser(self)
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        if not self._transport and s.uri.scheme not in ("ws", "wss"):
+            self._transport = BulkTransport()
+        await super()._connect_to_server(s)
 
     async def subscribe_direct(self, subject: str, handler: Handler, queue: str = "") -> int:
         """Subscribe and return the subscription's id; `handler` gets every message, synchronously."""
