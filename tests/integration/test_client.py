@@ -30,7 +30,7 @@ from natsblob.errors import (
     ConflictError,
     DigestMismatchError,
     NoRespondersError,
-    UnavailableError,
+    UploadExpiredError,
 )
 from natsblob.testing.payloads import HangingSource, cut, source
 from natsblob.testing.services import running_service, running_worker
@@ -341,10 +341,7 @@ async def test_where_nobody_answers_that_is_said_in_time(server: EmbeddedServer)
                     await call()
 
 
-async def test_no_server_is_unavailable_and_a_bad_prefix_refused(unused_tcp_port: int) -> None:
-    with pytest.raises(UnavailableError):
-        async with natsblob.connect(f"nats://127.0.0.1:{unused_tcp_port}"):
-            pass
+async def test_a_prefix_that_is_no_subject_is_refused() -> None:
     with pytest.raises(BadRequestError):
         async with natsblob.connect(prefix="a subject"):
             pass
@@ -578,19 +575,40 @@ async def test_an_upload_that_was_lost_begins_again(server: EmbeddedServer, tmp_
     data = data_of(8 * WINDOW, "lost")
     file = _path(data, tmp_path)
     async with (
-        running_service(server.url, workers=2, window_bytes=WINDOW, **options) as workers,
+        running_worker(server.url, window_bytes=WINDOW, **options) as first,
         natsblob.connect(server.url, prefix="test.lost") as blobs,
     ):
+        reached = asyncio.Event()
         seen: list[int] = []
 
         def kill_in_the_middle(done: int, _: int | None) -> None:
             seen.append(done)
-            if len(seen) == 20:
-                os.kill(workers[0].pid, 9)
+            if done > 4 * WINDOW and not reached.is_set():
+                os.kill(first.pid, 9)
+                reached.set()
 
-        # Whichever worker takes the upload: the second attempt, with one worker, meets no death.
-        infos = [await blobs.put(file, progress=kill_in_the_middle)]
-        infos.append(await blobs.put(file))
-        assert {info.digest for info in infos} == {Digest.of(data)}
-        assert seen == sorted(seen)
-        assert await blobs.get(infos[0].digest) == data
+        put = asyncio.create_task(blobs.put(file, progress=kill_in_the_middle))
+        await reached.wait()
+        async with running_worker(server.url, window_bytes=WINDOW, **options):
+            assert (await put).digest == Digest.of(data)
+            assert seen == sorted(seen)
+            assert await blobs.get(Digest.of(data)) == data
+
+
+async def test_a_lost_upload_of_what_cannot_be_read_again_is_an_error(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    options = {"prefix": "test.gone", "backend": "disk", "disk": tmp_path / "store", "chunk_size": CHUNK}
+    async with (
+        running_worker(server.url, window_bytes=WINDOW, **options) as worker,
+        natsblob.connect(server.url, prefix="test.gone") as blobs,
+    ):
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for number, piece in enumerate(cut(data_of(4 * WINDOW, "gone"), CHUNK)):
+                if number == 24:
+                    os.kill(worker.pid, 9)
+                yield piece
+
+        with pytest.raises(UploadExpiredError):
+            await blobs.put(pieces())

@@ -1,0 +1,241 @@
+"""The client against a service that loses, repeats, reorders and damages what it sends."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import natsblob
+from natsblob import chunking, wire
+from natsblob.broker.connection import Access, Connection, connect
+from natsblob.broker.embedded import EmbeddedServer
+from natsblob.broker.message import Message
+from natsblob.digest import Digest
+from natsblob.errors import (
+    BlobCorruptError,
+    BlobError,
+    BlobNotFoundError,
+    DeadlineError,
+    InternalError,
+    TooLargeError,
+    UnavailableError,
+)
+from natsblob.wire import Caps, GetRequest, Info
+
+CHUNK = 1000
+WINDOW = 8
+DATA = random.Random("distrust").randbytes(41 * CHUNK + 77)
+DIGEST = Digest.of(DATA)
+PREFIX = "test.distrust"
+
+Frame = tuple[int, bytes, dict[str, str]]
+Meddle = Callable[[list[Frame], GetRequest, int], list[Frame]]
+"""Changes the frames of an answer, which is the n-th of all answers."""
+
+
+@dataclass
+class Liar:
+    """A service with one blob, which treats its frames as `meddle` says, and ends windows if told so."""
+
+    connection: Connection
+    meddle: Meddle = lambda frames, _request, _number: frames
+    ends: bool = True
+    small: Callable[[GetRequest], bytes] | None = None
+    gone: bool = False
+    asked: list[GetRequest] = field(default_factory=list)
+    info: Info = field(
+        default_factory=lambda: Info(DIGEST, len(DATA), chunking.count(len(DATA), CHUNK), CHUNK)
+    )
+
+    def answer(self, reply: str, data: bytes, **headers: str) -> None:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.connection._client.enqueue(reply, "", named, data)
+
+    def refuse(self, reply: str, error: BlobError) -> None:
+        body, headers = wire.encode_error(error)
+        self.connection._client.enqueue(reply, "", headers, body)
+
+    def caps(self, message: Message) -> None:
+        caps = Caps(1, "none", "liar", 1, CHUNK, WINDOW, 100_000, 2**40, 1000, [])
+        self.answer(message.reply, wire.encode(caps))
+
+    def stat(self, message: Message) -> None:
+        self.answer(message.reply, wire.encode(self.info))
+
+    def get(self, message: Message) -> None:
+        request = wire.decode(message.data, GetRequest)
+        self.asked.append(request)
+        if self.gone:
+            self.refuse(message.reply, BlobNotFoundError("no such blob"))
+        elif request.mode == "stream":
+            self._stream(message.reply, request)
+        elif self.small is not None:
+            self.answer(message.reply, self.small(request), Blob_Size=str(len(DATA)))
+        else:
+            self.refuse(message.reply, TooLargeError("too large for one reply"))
+
+    def _stream(self, reply: str, request: GetRequest) -> None:
+        wanted = range(request.first, min(request.first + request.count, self.info.chunks))
+        frames: list[Frame] = []
+        for index in wanted:
+            chunk = DATA[index * CHUNK : (index + 1) * CHUNK]
+            frames.append((index, chunk, {"Blob_Sum": wire.chunk_sum(chunk)}))
+        for index, chunk, headers in self.meddle(frames, request, len(self.asked)):
+            self.answer(reply, chunk, Blob_Chunk=str(index), **headers)
+        if self.ends:
+            self.answer(reply, b"", Status="204")
+
+
+@asynccontextmanager
+async def a_liar(server: EmbeddedServer, **how: Any) -> AsyncIterator[tuple[natsblob.Client, Liar]]:
+    subjects = wire.Subjects(PREFIX)
+    async with AsyncExitStack() as stack:
+        connection = await stack.enter_async_context(await connect(Access((server.url,))))
+        liar = Liar(connection, **how)
+        for subject, handler in (
+            (subjects.caps, liar.caps),
+            (subjects.stat, liar.stat),
+            (subjects.get, liar.get),
+        ):
+            await stack.enter_async_context(connection.subscribe(subject, handler))
+        blobs = await stack.enter_async_context(natsblob.connect(server.url, prefix=PREFIX, timeout=5.0))
+        yield blobs, liar
+        assert blobs._service.connection._waiting == {}
+
+
+def shuffled(frames: list[Frame], _request: GetRequest, number: int) -> list[Frame]:
+    return random.Random(number).sample(frames, len(frames))
+
+
+def repeated(frames: list[Frame], _request: GetRequest, _number: int) -> list[Frame]:
+    return [frame for frame in frames for _ in range(2)]
+
+
+def lossy(frames: list[Frame], _request: GetRequest, number: int) -> list[Frame]:
+    keep = random.Random(number)
+    return [frame for frame in frames if keep.random() > 0.3]
+
+
+def with_strangers(frames: list[Frame], _request: GetRequest, _number: int) -> list[Frame]:
+    strangers: list[Frame] = [(10_000, b"x" * CHUNK, {}), (frames[0][0], b"short", {}), (-1, b"", {})]
+    return [*strangers, *frames]
+
+
+@pytest.mark.parametrize("meddle", [shuffled, repeated, lossy, with_strangers])
+async def test_frames_are_put_in_order_and_asked_for_again(
+    server: EmbeddedServer, tmp_path: Path, meddle: Meddle
+) -> None:
+    async with a_liar(server, meddle=meddle) as (blobs, _):
+        assert await blobs.get(DIGEST) == DATA
+        async with blobs.open(DIGEST) as reader:
+            assert b"".join([chunk async for chunk in reader]) == DATA
+        await blobs.download(DIGEST, tmp_path / "file")
+        assert (tmp_path / "file").read_bytes() == DATA
+
+
+async def test_a_window_without_an_end_is_asked_for_again(server: EmbeddedServer) -> None:
+    def first_is_cut(frames: list[Frame], _request: GetRequest, number: int) -> list[Frame]:
+        return frames[:3] if number == 2 else frames
+
+    async with a_liar(server, meddle=first_is_cut, ends=False) as (blobs, liar):
+        assert await blobs.get(DIGEST) == DATA
+        assert any(request.first == 3 for request in liar.asked)
+
+
+async def test_a_read_without_progress_ends_in_time(server: EmbeddedServer) -> None:
+    async with a_liar(server, meddle=lambda *_: []) as (blobs, _):
+        async with asyncio.timeout(20):
+            with pytest.raises((UnavailableError, DeadlineError)):
+                await blobs.get(DIGEST, timeout=1.0)
+
+
+def damaged(frames: list[Frame], request: GetRequest, _number: int) -> list[Frame]:
+    """One byte of chunk 30 is wrong, and its sum agrees; whoever asks for verified frames gets good ones."""
+    if request.verify:
+        return frames
+    return _damaged(frames)
+
+
+def always_damaged(frames: list[Frame], _request: GetRequest, _number: int) -> list[Frame]:
+    return _damaged(frames)
+
+
+def _damaged(frames: list[Frame]) -> list[Frame]:
+    return [
+        (index, chunk[:-1] + bytes([chunk[-1] ^ 1]), {}) if index == 30 else (index, chunk, headers)
+        for index, chunk, headers in frames
+    ]
+
+
+async def test_bad_bytes_are_read_again_through_a_worker_that_checks(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with a_liar(server, meddle=damaged) as (blobs, liar):
+        assert await blobs.get(DIGEST) == DATA
+        assert any(request.verify for request in liar.asked)
+        await blobs.download(DIGEST, tmp_path / "file")
+        assert (tmp_path / "file").read_bytes() == DATA
+
+
+async def test_bad_bytes_are_never_delivered_as_good(server: EmbeddedServer, tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_bytes(b"before")
+    async with a_liar(server, meddle=always_damaged) as (blobs, _):
+        with pytest.raises(BlobCorruptError):
+            await blobs.get(DIGEST)
+        with pytest.raises(BlobCorruptError):
+            await blobs.download(DIGEST, target)
+    assert target.read_bytes() == b"before"
+    assert [path.name for path in target.parent.iterdir()] == ["file"]
+
+
+async def test_a_reader_holds_back_the_last_bytes_of_a_bad_blob(server: EmbeddedServer) -> None:
+    async with a_liar(server, meddle=always_damaged) as (blobs, _):
+        async with blobs.open(DIGEST) as reader:
+            with pytest.raises(BlobCorruptError):
+                await reader.read()
+            assert reader.tell() == 0
+        async with blobs.open(DIGEST) as reader:
+            while reader.tell() + 300 < len(DATA):
+                assert len(await reader.read(300)) == 300
+            for _ in range(2):
+                with pytest.raises(BlobCorruptError):
+                    await reader.read(300)
+            assert reader.tell() + 300 >= len(DATA)
+
+
+async def test_a_chunk_of_a_range_is_held_against_its_sum(server: EmbeddedServer) -> None:
+    def damaged_once(frames: list[Frame], _request: GetRequest, number: int) -> list[Frame]:
+        if number > 2:
+            return frames
+        return [(index, b"\0" * len(chunk), headers) for index, chunk, headers in frames]
+
+    async with a_liar(server, meddle=damaged_once) as (blobs, _):
+        assert await blobs.get(DIGEST, offset=1500, length=2000) == DATA[1500:3500]
+
+
+async def test_one_reply_is_verified_too(server: EmbeddedServer) -> None:
+    wrong = bytes(len(DATA))
+    async with a_liar(server, small=lambda request: DATA if request.verify else wrong) as (blobs, _):
+        assert await blobs.get(DIGEST) == DATA
+    async with a_liar(server, small=lambda _: wrong) as (blobs, _):
+        with pytest.raises(BlobCorruptError):
+            await blobs.get(DIGEST)
+    async with a_liar(server, small=lambda _: DATA[:-1]) as (blobs, _):
+        with pytest.raises(InternalError):
+            await blobs.get(DIGEST)
+
+
+async def test_a_blob_that_goes_while_it_is_read_is_not_found(server: EmbeddedServer) -> None:
+    async with a_liar(server) as (blobs, liar), blobs.open(DIGEST) as reader:
+        assert await anext(reader) == DATA[:CHUNK]
+        liar.gone = True
+        with pytest.raises(BlobNotFoundError):
+            await reader.read()
