@@ -25,8 +25,8 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 import natsblob
+from natsblob.broker.loop import loop_factory
 from natsblob.chunking import DEFAULT_CHUNK_SIZE
-from natsblob.supervisor import run
 from natsblob.testing.servers import temporary_server
 from natsblob.testing.services import running_worker
 
@@ -183,4 +183,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main())
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(main())

@@ -6,22 +6,22 @@ import asyncio
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import msgspec
 import structlog
 
 from natsblob.app import Ready, run_worker
 from natsblob.broker.embedded import EmbeddedServer
+from natsblob.broker.loop import loop_factory
 from natsblob.config import Address, Settings, decode, encode
 from natsblob.errors import BlobError, SetupError, UnavailableError
 from natsblob.service.worker import DRAIN_TIMEOUT
 from natsblob.telemetry import configure_logging
 
 log = structlog.get_logger("natsblob")
-T = TypeVar("T")
 
 START_TIMEOUT: Final = 60.0
 """Seconds that a worker process has to get ready."""
@@ -171,15 +171,6 @@ async def _child() -> None:
             parent.cancel()
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` on uvloop where that is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(main)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
-
-
 if __name__ == "__main__":
-    run(_child())
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(_child())

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, NoReturn, TypeAlias
 
+from natsblob.broker.loop import loop_factory
 from natsblob.cli.exits import Exit, meaning_of
 from natsblob.cli.terminal import complain
 from natsblob.errors import BlobError
@@ -21,7 +22,7 @@ def run(command: Command) -> Exit:
     """The exit code of a command. What goes wrong is told on stderr in a line or two, without a traceback."""
     try:
         # Not closed: that would wait for a thread that reads a terminal or writes to a stopped pipe.
-        runner = asyncio.Runner(loop_factory=_loop_factory())
+        runner = asyncio.Runner(loop_factory=loop_factory())
         return runner.run(command()) or Exit.OK
     except KeyboardInterrupt:
         complain("interrupted", "What is stored is safe, and repeating this is.")
@@ -57,11 +58,3 @@ def leave(code: int) -> NoReturn:
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()
     os._exit(code)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop

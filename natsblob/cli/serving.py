@@ -81,11 +81,13 @@ async def serve(*, serving: Serving = _NOTHING, common: Common = UNSET) -> None:
     one line on standard output says where. Start as many as you like, on as many
     machines: they share the requests. With --embedded nothing else is needed to try it out.
     """
-    from natsblob import app
+    from natsblob.supervisor import serve as run_until_stopped
+    from natsblob.telemetry import configure_logging
 
     flags = {**asdict(serving), "embedded": serving.embedded or None}
     settings = common.load(**flags).settings
-    await app.serve(settings, ready=_ready)
+    configure_logging(settings.log_level, settings.log_format)
+    await run_until_stopped(settings, ready=_ready)
 
 
 def _ready(line: str) -> None:
