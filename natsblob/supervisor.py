@@ -8,7 +8,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -82,12 +82,27 @@ async def _ending_with(server: EmbeddedServer, stop: asyncio.Event) -> AsyncIter
 
 async def _supervise(settings: Settings, stop: asyncio.Event, *, ready: Ready) -> None:
     """Run `settings.workers` processes. One that dies is replaced; all drain when `stop` is set."""
-    async with asyncio.TaskGroup() as group:
-        lines = [asyncio.get_running_loop().create_future() for _ in range(settings.workers)]
-        for number, line in enumerate(lines):
-            group.create_task(_keep_running(_settings_of(settings, number), stop, line))
-        await asyncio.gather(*lines)
-        ready(lines[0].result().rpartition("=")[0] + f"={settings.workers}")
+    loop = asyncio.get_running_loop()
+    lines: list[asyncio.Future[str]] = [loop.create_future() for _ in range(settings.workers)]
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_announce(lines, ready))
+            for number, line in enumerate(lines):
+                group.create_task(_keep_running(_settings_of(settings, number), stop, line))
+    except BaseExceptionGroup as failures:
+        if (errors := failures.subgroup(BlobError)) is not None:
+            raise _first(errors) from failures
+        raise
+
+
+def _first(errors: BaseExceptionGroup[BlobError]) -> BlobError:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+async def _announce(lines: list[asyncio.Future[str]], ready: Ready) -> None:
+    line = (await asyncio.gather(*lines))[0]
+    ready(f"{line.rpartition('=')[0]}={len(lines)}")
 
 
 def _settings_of(settings: Settings, number: int) -> Settings:
@@ -99,13 +114,22 @@ def _settings_of(settings: Settings, number: int) -> Settings:
 
 
 async def _keep_running(settings: Settings, stop: asyncio.Event, line: asyncio.Future[str]) -> None:
+    """Run one worker process after the other until `stop`; the first one's ready line goes to `line`."""
+    try:
+        await _restarting(settings, stop, line)
+    finally:
+        line.cancel()
+
+
+async def _restarting(settings: Settings, stop: asyncio.Event, line: asyncio.Future[str]) -> None:
     while not stop.is_set():
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "natsblob.supervisor", stdin=PIPE, stdout=PIPE, start_new_session=True
         )
         try:
-            await _start(process, settings, line)
-            await _either(process, stop)
+            starting = asyncio.ensure_future(_start(process, settings, line))
+            await _first_of(starting, stop)
+            await _first_of(asyncio.ensure_future(process.wait()), stop)
         finally:
             await _stop(process)
         if not stop.is_set():
@@ -130,13 +154,16 @@ async def _start(process: Process, settings: Settings, line: asyncio.Future[str]
         line.set_result(first.decode().rstrip())
 
 
-async def _either(process: Process, stop: asyncio.Event) -> None:
-    ended = {asyncio.ensure_future(process.wait()), asyncio.ensure_future(stop.wait())}
+async def _first_of(work: asyncio.Future[Any], stop: asyncio.Event) -> None:
+    """Wait until `work` is done, or until `stop` is set and then cancel it; an error of `work` is raised."""
+    stopping = asyncio.ensure_future(stop.wait())
     try:
-        await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            await work
     finally:
-        for waiting in ended:
-            waiting.cancel()
+        work.cancel()
+        stopping.cancel()
 
 
 async def _stop(process: Process) -> None:
