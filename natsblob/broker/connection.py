@@ -187,9 +187,15 @@ class Connection(AbstractAsyncContextManager["Connection"]):
                 await self._client.flush()
 
     async def listen(self) -> None:
-        """Begin to hear answers: once, before the first request."""
-        await self._client.subscribe_direct(f"{self._inbox}.>", self._dispatch)
+        """Begin to hear answers: once, before the first request.
+
+        `NotAllowedError` where these credentials may not subscribe to the inbox.
+        """
+        answers = f"{self._inbox}.>"
+        await self._client.subscribe_direct(answers, self._dispatch)
         await self.flush()
+        if answers.lower() in self._refused:
+            raise self._refused.pop(answers.lower())
 
     def _dispatch(self, message: Message) -> None:
         token = message.subject[len(self._inbox) + 1 :].partition(".")[0]

@@ -42,6 +42,7 @@ _THROTTLES: Final = {429, 10167, 10210}
 _FULL: Final = {10002, 10023, 10028, 10047, 10120, 10121}
 _UNAVAILABLE: Final = {10004, 10008, 10009, 10014, 10077, 10158, 10163, 10201}
 _SETUP: Final = {10005, 10035, 10039, 10052, 10074, 10076, 10027, 10079}
+_REFUSALS: Final = ("permissions violation", "authorization violation", "authentication")
 _FULL_WORDS: Final = ("maximum bytes", "maximum messages", "no space", "insufficient", "exceeded")
 
 
@@ -100,8 +101,9 @@ def nats_error(error: Exception) -> BlobError:
             return BadRequestError("the subject or a header is malformed")
         case nats_errors.TimeoutError() | TimeoutError():
             return DeadlineError("no answer in time")
-        case nats_errors.Error() if "permissions violation" in str(error).lower():
-            return NotAllowedError(str(error))
+        case nats_errors.Error() if any(words in str(error).lower() for words in _REFUSALS):
+            said = str(error).removeprefix("nats: ").strip("'")
+            return NotAllowedError(f"the server refuses these credentials: {said}")
         case nats_errors.Error() | OSError() | EOFError():
             return UnavailableError(f"the connection to NATS is not usable: {error}")
         case _:
