@@ -7,7 +7,10 @@ import sys
 
 def main() -> None:
     """Run the command that the arguments name, and end the process with its exit code."""
-    from natsblob.cli.root import invoke
-    from natsblob.cli.running import leave
+    try:
+        from natsblob.cli.root import invoke
+        from natsblob.cli.running import leave
 
-    leave(invoke(sys.argv[1:]))
+        leave(invoke(sys.argv[1:]))
+    except KeyboardInterrupt:  # before anything has begun
+        sys.exit(130)

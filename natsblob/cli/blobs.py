@@ -61,14 +61,14 @@ async def put(
             await out.flush()
 
 
-def _source(name: str) -> Path | BinaryIO:
+def _source(name: str) -> Path | BinaryIO | AsyncIterator[bytes]:
     """What the argument names; `FileError` where it cannot be put: better now than behind the others."""
     if name == STDIN:
         if sys.stdin is None:
             raise FileError("standard input is closed; nothing was put")
         if sys.stdin.isatty():
             say("natsblob: reading from the terminal; Ctrl-D ends it")
-        return sys.stdin.buffer
+        return sys.stdin.buffer if sys.stdin.seekable() else _piped()
     path = Path(name)
     if path.is_dir():
         raise FileError(f"{name} is a directory; put its files: natsblob put {name}/*")
@@ -78,6 +78,12 @@ def _source(name: str) -> Path | BinaryIO:
         reason = "cannot be read" if path.exists() else "does not exist"
         raise FileError(f"{name} {reason}; nothing was put")
     return path
+
+
+async def _piped() -> AsyncIterator[bytes]:
+    """Standard input as it comes. Cancelling does not wait for a read that waits for somebody to write."""
+    while block := await asyncio.to_thread(os.read, sys.stdin.fileno(), _BLOCK):
+        yield block
 
 
 async def get(

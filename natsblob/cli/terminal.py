@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
+from natsblob.cli.exits import FileError
 from natsblob.digest import Digest
 
 if TYPE_CHECKING:
@@ -37,10 +38,12 @@ class Stdout:
     """Standard output, written in a thread: whoever reads it may be slow, and the connection must live.
 
     Lines are gathered up to `_BUFFER` bytes; `flush` sends the rest. `BrokenPipeError` where the
-    reader has gone.
+    reader has gone, `FileError` where nothing can be written.
     """
 
     def __init__(self) -> None:
+        if sys.stdout is None:  # its number may belong to a socket by now
+            raise FileError("standard output is closed")
         self._lines = bytearray()
 
     @property
@@ -73,10 +76,16 @@ def _write_all(data: bytes) -> None:
             rest = rest[os.write(_STDOUT, rest) :]
         except BlockingIOError:  # another process has set our pipe to be so
             select.select([], [_STDOUT], [])
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise FileError(f"standard output: {error.strerror}") from error
 
 
 def say(text: str, *, style: str = "") -> None:
     """A line for people, on stderr: plain where that is no terminal or has no colours."""
+    if sys.stderr is None:
+        return
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.text import Text
@@ -118,7 +127,7 @@ def short(digest: Digest) -> str:
 @contextmanager
 def progress(label: str, *, wanted: bool) -> Iterator[Report | None]:
     """A bar on stderr while the context lasts; nothing where that is no terminal, or not `wanted`."""
-    if not wanted or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if not wanted or sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield None
         return
     bar = _Bar(label)
