@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from natsblob import wire
 from natsblob.broker.connection import Connection
 from natsblob.errors import BlobError
 from natsblob.metrics import Metrics
 from natsblob.service.messages import Reply
+
+LONGEST: Final = 1024
+"""Bytes of a reply subject. A delegated read repeats it behind a longer subject than the client's own, and
+the server closes connections over control lines that are too long."""
 
 
 class Replies:
@@ -25,7 +30,8 @@ class Replies:
 
     def allows(self, subject: str) -> bool:
         """Whether `subject` may be answered to; counted as dropped where not."""
-        if subject.startswith(self._prefixes) and "*" not in subject and ">" not in subject:
+        is_plain = "*" not in subject and ">" not in subject and len(subject) <= LONGEST
+        if is_plain and subject.startswith(self._prefixes):
             return True
         self._metrics.dropped("reply_subject" if subject else "no_reply_subject")
         return False
