@@ -9,8 +9,13 @@ from natsblob.wire import STATUS, Headers
 MALFORMED: Final = "Natsblob-Malformed"
 """Set by the parser, and by nobody else, where the header block breaks the rules."""
 
+MAX_HEADERS: Final = 16 * 1024
+"""Bytes of a header block that are parsed; a larger one is malformed."""
+
 DESCRIPTION: Final = "Description"
 _VERSION: Final = b"NATS/1.0"
+_END: Final = b"\r\n\r\n"
+"""Of a block without it the server cuts off the last bytes where it adds headers of its own."""
 _NOTHING: Final[Headers] = {}
 
 
@@ -35,15 +40,18 @@ def parse_headers(block: bytes | None) -> Headers:
     """The headers in a block that anybody may have sent: never raises.
 
     A status is taken from the first line only, where servers put it. A line that is not `Name: value`
-    with a printable ASCII name and a printable UTF-8 value sets `MALFORMED`, so that a service can
-    refuse the request. The client library would stop reading the connection.
+    with a printable ASCII name and a printable UTF-8 value, or a block over `MAX_HEADERS`, sets
+    `MALFORMED`, so that a service can refuse the request. The client library would stop reading the
+    connection.
     """
     if not block:
         return _NOTHING
+    if len(block) > MAX_HEADERS:
+        return {MALFORMED: "1"}
     first, _, rest = block.partition(b"\r\n")
     headers: Headers = {}
-    well_formed = first.startswith(_VERSION)
-    if len(first) > len(_VERSION):
+    well_formed = first.startswith(_VERSION) and block.endswith(_END)
+    if first.startswith(_VERSION) and len(first) > len(_VERSION):
         status, _, description = first[len(_VERSION) :].strip().partition(b" ")
         headers[STATUS] = status.decode("ascii", "replace")
         headers[DESCRIPTION] = description.decode("utf-8", "replace")

@@ -10,7 +10,7 @@ from time import perf_counter_ns
 from typing import Final
 
 from natsblob.broker.connection import Connection
-from natsblob.broker.message import MALFORMED, Message
+from natsblob.broker.message import MALFORMED, MAX_HEADERS, Message
 from natsblob.errors import BadRequestError, BlobError, DeadlineError, UnavailableError
 from natsblob.service.discovery import Endpoint
 from natsblob.service.limits import Limits
@@ -110,7 +110,7 @@ class Worker:
     async def _answer(self, endpoint: Endpoint, handler: Handler, message: Message) -> None:
         with self._telemetry.request(endpoint.name, message.headers) as noted:
             if MALFORMED in message.headers:
-                raise BadRequestError("a header is malformed")
+                raise BadRequestError(f"a header is malformed, or they are over {MAX_HEADERS} bytes")
             try:
                 async with asyncio.timeout(self._request_timeout) as deadline:
                     request = Request(message.data, message.headers, message.reply, noted, deadline)
