@@ -87,7 +87,7 @@ class Handlers:
         headers = {wire.DIGEST: wanted.digest.hex, wire.SIZE: str(info.size)}
         if wanted.offset is not None or wanted.length is not None:
             headers[wire.OFFSET] = str(offset)
-        with self._limits.bytes(span.count * info.chunk_size):
+        with self._limits.bytes(min(span.count * info.chunk_size, info.size)):
             data = await self._read(wanted.digest, info, span)
         request.noted.bytes_out = len(data)
         return Reply(data, headers)
@@ -176,7 +176,7 @@ class Handlers:
     async def _relay(self, request: Request, wanted: GetRequest, info: Info) -> AsyncGenerator[Reply, None]:
         index = wanted.first
         chunks = self._store.chunks(wanted.digest, wanted.first, wanted.count, verify=True)
-        with self._limits.bytes(min(wanted.count, info.chunks) * info.chunk_size):
+        with self._limits.bytes(min(wanted.count * info.chunk_size, info.size)):
             async for chunk in chunks:
                 request.noted.bytes_out += len(chunk)
                 yield Reply(chunk, {wire.CHUNK: str(index)})
