@@ -124,10 +124,13 @@ class Marks(msgspec.Struct, frozen=True):
 
 
 def marks_of(seqs: Sequence[int]) -> Marks:
-    """The marks of chunks at these stream sequences, by index: as few as possible, at most `MAX_MARKS`."""
+    """The marks of chunks at these stream sequences, by index: as few as possible, at most `MAX_MARKS`.
+
+    A single mark says that all chunks lie one behind the other.
+    """
     if all(seq == seqs[0] + index for index, seq in enumerate(seqs)):
         return Marks(every=max(len(seqs), 1), seqs=list(seqs[:1]))
-    every = max(16, -(-len(seqs) // MAX_MARKS))
+    every = 1 if len(seqs) <= 16 else max(16, -(-len(seqs) // MAX_MARKS))
     return Marks(every=every, seqs=list(seqs[::every]))
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from secrets import token_hex
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -236,16 +237,16 @@ class JetStream:
         subject: str,
         data: bytes,
         *,
-        message_id: str,
         headers: Mapping[str, str] | None = None,
         expected_last: int | None = None,
     ) -> Ack:
-        """Store a message once, however often it has to be sent; `message_id` makes that so.
+        """Store a message once, however often it has to be sent: it has an id, which nobody can guess.
 
+        A publisher of chunks who knew it could use it first, and this message would pass for stored.
         With `expected_last` only if that is the sequence of the subject's last message (0: none);
         otherwise `LostRaceError`.
         """
-        complete: Headers = {**(headers or {}), MESSAGE_ID: message_id}
+        complete: Headers = {**(headers or {}), MESSAGE_ID: token_hex(16)}
         if expected_last is not None:
             complete[EXPECTED_LAST] = str(expected_last)
 
@@ -338,6 +339,19 @@ class JetStream:
 
     def direct_subject(self, stream: str) -> str:
         return f"{self._api}.DIRECT.GET.{stream}"
+
+    async def at(self, stream: str, seq: int) -> Stored | None:
+        """The message at a sequence as any replica has it, or `None` where that one has none."""
+
+        async def attempt() -> Stored | None:
+            body = msgspec.json.encode({"seq": seq})
+            reply = await self._request(f"DIRECT.GET.{stream}", body)
+            if reply.status is None:
+                return Stored.from_direct(reply)
+            _expect_not_found(reply)
+            return None
+
+        return await retrying(attempt, patience=self._patience)
 
     async def request_batch(self, stream: str, subject: str, from_seq: int, count: int, reply: str) -> None:
         """Have up to `count` messages of `subject` from sequence `from_seq` on sent to `reply`.

@@ -78,7 +78,8 @@ class Collector:
     async def _collect_chunks(self, nuid: str, now: datetime) -> bool:
         if not await self._is_old(self._layout.chunks(nuid), now):
             return False
-        await self._staging.drop_undecided(nuid)
+        if not await self._staging.give_up(nuid, now - self._grace):
+            return False
         await self._objects.drop(nuid)
         return True
 

@@ -25,7 +25,7 @@ from natsblob.objectstore.info import (
     encode_marks,
     new_nuid,
 )
-from natsblob.objectstore.reader import ChunkSource, read_chunks, start_of
+from natsblob.objectstore.reader import ChunkSource, exact_start_of, read_chunks
 from natsblob.objectstore.writer import Written, write_chunks
 
 WINDOW_BYTES: Final = 8 * 1024 * 1024
@@ -135,8 +135,8 @@ class Objects:
             raise BlobCorruptError(f"the bytes of object {name!r} are not what its digest says")
 
     async def delegate(self, entry: Entry, first: int, count: int, reply: str) -> bool:
-        """Have a replica send chunks to `reply`, and whether that can be: it needs the object's marks."""
-        start = start_of(entry.info, first)
+        """Have a replica send chunks to `reply`, and whether that can be: it needs the first one's place."""
+        start = exact_start_of(entry.info, first)
         if start is None:
             return False
         subject = self._layout.chunks(entry.info.nuid)
@@ -227,7 +227,6 @@ class Objects:
             ack = await self._jetstream.publish(
                 subject,
                 encode_info(info),
-                message_id=f"{info.nuid}.{'deleted' if info.deleted else 'meta'}.{expected_last}",
                 headers=_ROLLUP_HEADERS,
                 expected_last=expected_last,
             )

@@ -90,6 +90,17 @@ def start_of(info: ObjectInfo, first: int) -> int | None:
     return marks.seqs[mark] + first - mark * marks.every
 
 
+def exact_start_of(info: ObjectInfo, first: int) -> int | None:
+    """The stream sequence of chunk `first` itself, where the metadata tells it."""
+    marks = info.marks
+    if marks is None:
+        return None
+    run, inside = divmod(first, marks.every)
+    steps = marks.seqs[run : run + 2]
+    is_tight = len(marks.seqs) == 1 or (len(steps) == 2 and steps[1] - steps[0] == marks.every)
+    return start_of(info, first) if inside == 0 or is_tight else None
+
+
 def read_chunks(
     source: ChunkSource, jetstream: JetStream, chunks: range, *, window: int
 ) -> AsyncIterator[bytes]:

@@ -8,6 +8,7 @@ outlive the chunks, until maintenance removes them (ADR 0005).
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -17,6 +18,7 @@ import msgspec
 from natsblob import chunking, wire
 from natsblob.broker.cleanup import shielded
 from natsblob.broker.jetstream import Stored
+from natsblob.broker.message import MALFORMED
 from natsblob.broker.translate import LostRaceError
 from natsblob.chunking import Hashed
 from natsblob.errors import (
@@ -31,7 +33,7 @@ from natsblob.hashing import ConcurrentHasher
 from natsblob.objectstore.info import Entry, ObjectInfo, Options
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.writer import Written
-from natsblob.wire import CommitRequest, marks_of
+from natsblob.wire import CommitRequest, Marks, marks_of
 
 
 class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -45,6 +47,7 @@ class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
 class Decided:
     decision: Decision
     seq: int
+    time: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +108,17 @@ class Staging:
             raise ConflictError("the upload is committed already; delete the blob instead")
         await self._objects.drop(stage)
 
-    async def drop_undecided(self, stage: str) -> None:
-        """Record that the stage is dropped, unless something is recorded about it already."""
-        await self._decide(stage, Decision("drop"))
+    async def give_up(self, stage: str, before: datetime) -> bool:
+        """Whether the chunks can be purged: the stage is dropped, or what committed it died before `before`.
+
+        Records that it is dropped where nothing is recorded yet.
+        """
+        decided = await self._decide(stage, Decision("drop"))
+        if decided.decision.action == "drop":
+            return True
+        entry = await self._objects.newest(decided.decision.digest)
+        is_named = entry is not None and entry.info.nuid == stage and not entry.info.deleted
+        return not is_named and decided.time < before
 
     async def _count(self, stage: str) -> int:
         subject = self._layout.chunks(stage)
@@ -129,6 +140,7 @@ class Staging:
             and marks
             and count == seen.chunks
             and (seen.size, seen.chunks) == (request.size, request.chunks)
+            and await self._marks_hold(stage, marks, count)
         ):
             written = Written(stage, seen.size, seen.chunks, seen.chunk_size, seen.digest, marks)
         else:
@@ -139,6 +151,26 @@ class Staging:
             await self._drop_unless_committed(stage)
             raise DigestMismatchError("the bytes are not those of the declared digest; nothing is stored")
         return written
+
+    async def _marks_hold(self, stage: str, marks: Marks, chunks: int) -> bool:
+        """Whether the chunks lie where the client says: readers are sent there without a further look."""
+        claimed = {index * marks.every: seq for index, seq in enumerate(marks.seqs)}
+        if len(claimed) != chunking.count(chunks, marks.every):
+            return False
+        if len(claimed) == 1:  # stands for chunks one behind the other
+            claimed[chunks - 1] = marks.seqs[0] + chunks - 1
+        places = list(claimed.items())
+        for start in range(0, len(places), self._objects.window):
+            some = places[start : start + self._objects.window]
+            if not all(await asyncio.gather(*(self._lies_at(stage, index, seq) for index, seq in some))):
+                return False
+        return True
+
+    async def _lies_at(self, stage: str, index: int, seq: int) -> bool:
+        stored = await self._jetstream.at(self._layout.stream, seq)
+        if stored is None or stored.subject != self._layout.chunks(stage):
+            return False
+        return wire.chunk_index(stored.headers) == index
 
     async def _read_back(self, stage: str, request: CommitRequest, count: int) -> Written:
         survey = Survey(request.size, request.chunks)
@@ -215,15 +247,14 @@ class Staging:
             ack = await self._jetstream.publish(
                 subject,
                 msgspec.json.encode(decision),
-                message_id=f"{stage}.decision.{decision.action}.{decision.digest}",
                 expected_last=0,
             )
         except LostRaceError:
             stored = await self._jetstream.last_at_leader(self._layout.stream, subject)
             if stored is None:
                 raise _unknown() from None
-            return Decided(_decode(stored), stored.seq)
-        return Decided(decision, ack.seq)
+            return Decided(_decode(stored), stored.seq, stored.time)
+        return Decided(decision, ack.seq, datetime.now(UTC))
 
 
 class Survey:
@@ -244,7 +275,11 @@ class Survey:
         index = wire.chunk_index(stored.headers)
         if index is None or index >= self._chunks:
             raise BadRequestError("a chunk without an index, or beyond the declared count, was published")
+        if not stored.data or MALFORMED in stored.headers:
+            raise BadRequestError(f"chunk {index} is empty, or a header of it is malformed")
         found = wire.chunk_sum(stored.data)
+        if stored.headers.get(wire.SUM, found) != found:
+            raise BadRequestError(f"chunk {index} is not what its {wire.SUM} says")
         if self._sums.setdefault(index, found) != found:
             raise BadRequestError(f"two different contents were published for chunk {index}")
         self._lengths[index] = len(stored.data)

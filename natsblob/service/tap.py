@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from natsblob import wire
 from natsblob.broker.connection import Connection
-from natsblob.broker.message import Message
+from natsblob.broker.message import MALFORMED, Message
 from natsblob.chunking import Hashed
 from natsblob.hashing import ConcurrentHasher
 from natsblob.service.limits import ByteBudget
@@ -35,7 +35,7 @@ class Tap:
         self._budget = budget
         self._connection = connection
         self._epoch = connection.epoch
-        self._queue: asyncio.Queue[bytes] = asyncio.Queue()
+        self._queue: asyncio.Queue[Message] = asyncio.Queue()
         self._hasher = ConcurrentHasher()
         self._broken = False
         self._chunk_size = 0
@@ -55,14 +55,15 @@ class Tap:
         if self._broken:
             return
         size = len(message.data)
-        in_turn = wire.chunk_index(message.headers) == self._taken
+        is_chunk = size > 0 and MALFORMED not in message.headers
+        in_turn = is_chunk and wire.chunk_index(message.headers) == self._taken
         full_so_far = self._size == self._taken * self._chunk_size
         fits = size <= (self._chunk_size or size)
         if in_turn and full_so_far and fits and self._budget.hold(size):
             self._chunk_size = self._chunk_size or size
             self._size += size
             self._taken += 1
-            self._queue.put_nowait(message.data)
+            self._queue.put_nowait(message)
         else:
             self._broken = True
             self._progress.set()
@@ -75,11 +76,11 @@ class Tap:
                 self.ready.set_result(None)
                 while not self._broken:
                     async with asyncio.timeout(IDLE):
-                        block = await self._queue.get()
-                    await self._hasher.update(block)
-                    self._budget.release(len(block))
-                    self._hashed += 1
-                    self._progress.set()
+                        message = await self._queue.get()
+                    try:
+                        await self._hash(message)
+                    finally:
+                        self._budget.release(len(message.data))
         except TimeoutError:
             pass
         finally:
@@ -88,7 +89,15 @@ class Tap:
             if not self.ready.done():
                 self.ready.cancel()
             while not self._queue.empty():
-                self._budget.release(len(self._queue.get_nowait()))
+                self._budget.release(len(self._queue.get_nowait().data))
+
+    async def _hash(self, message: Message) -> None:
+        if message.headers.get(wire.SUM) not in (None, wire.chunk_sum(message.data)):
+            self._broken = True
+        else:
+            await self._hasher.update(message.data)
+            self._hashed += 1
+        self._progress.set()
 
     async def seen(self, chunks: int) -> Hashed | None:
         """What came past, once that is `chunks` chunks, or `None` where it is not."""

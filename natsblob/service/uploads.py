@@ -116,7 +116,9 @@ class DirectUploads:
     async def commit(self, request: CommitRequest) -> Info:
         stage = stage_of(request.upload)
         seen: Hashed | None = await self._taps.seen(stage, request.chunks)
-        return await self._store.commit(stage, request, seen)
+        info = await self._store.commit(stage, request, seen)
+        await self._taps.forget(stage)
+        return info
 
     async def abort(self, upload: str) -> None:
         stage = stage_of(upload)
