@@ -7,6 +7,8 @@ lives in one worker here; where that is lost the client begins again.
 from __future__ import annotations
 
 import asyncio
+import zlib
+from array import array
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -14,12 +16,21 @@ from types import TracebackType
 from typing import Final, Self
 
 import msgspec
+import structlog
 
 from natsblob import wire
 from natsblob.broker.connection import Connection
 from natsblob.broker.jetstream import Ack
-from natsblob.broker.message import Message
-from natsblob.errors import BadRequestError, BusyError, DigestMismatchError, UploadExpiredError
+from natsblob.broker.message import MALFORMED, Message
+from natsblob.errors import (
+    BadRequestError,
+    BlobError,
+    BusyError,
+    ConflictError,
+    DigestMismatchError,
+    InternalError,
+    UploadExpiredError,
+)
 from natsblob.hashing import ConcurrentHasher
 from natsblob.service.limits import RETRY_AFTER_MS, ByteBudget
 from natsblob.service.messages import Reply
@@ -27,6 +38,8 @@ from natsblob.service.replies import Replies
 from natsblob.service.uploads import new_upload, ranges, stage_of
 from natsblob.store.base import Writer
 from natsblob.wire import CommitRequest, Info, Opened, UploadStatus
+
+log = structlog.get_logger("natsblob")
 
 MAX_UPLOADS: Final = 64
 """Relayed uploads open at a time in one worker; one more is answered with `busy`."""
@@ -45,6 +58,8 @@ class Relay:
         self._chunk_size = chunk_size
         self._window = window
         self._waiting: dict[int, tuple[bytes, str]] = {}
+        self._sums = array("I")
+        self._fault: BlobError | None = None
         self._stored = 0
         self._size = 0
         self._request: CommitRequest | None = None
@@ -60,8 +75,13 @@ class Relay:
         if not self._replies.allows(message.reply):
             return
         index = wire.chunk_index(message.headers)
-        if index is None or index >= self._stored + self._window or len(message.data) > self._chunk_size:
-            self._replies.refuse(message.reply, BadRequestError("a chunk outside the window, or too large"))
+        if index is None or index >= self._stored + self._window or not self._is_chunk(message):
+            text = "a chunk outside the window, or of the wrong size, or not what its headers say"
+            self._replies.refuse(message.reply, BadRequestError(text))
+        elif self._contradicts(index, message.data):
+            self._fault = BadRequestError(f"two different contents were published for chunk {index}")
+            self._replies.refuse(message.reply, self._fault)
+            self._changed.set()
         elif index < self._stored:
             self._acknowledge(index, message.reply)
         elif index in self._waiting:
@@ -74,6 +94,16 @@ class Relay:
                 message.reply, BusyError("too many chunks wait to be stored", retry_after_ms=RETRY_AFTER_MS)
             )
 
+    def _is_chunk(self, message: Message) -> bool:
+        if MALFORMED in message.headers or not 0 < len(message.data) <= self._chunk_size:
+            return False
+        return message.headers.get(wire.SUM) in (None, wire.chunk_sum(message.data))
+
+    def _contradicts(self, index: int, data: bytes) -> bool:
+        if index < self._stored:
+            return self._sums[index] != zlib.crc32(data)
+        return index in self._waiting and self._waiting[index][0] != data
+
     def finish(self, request: CommitRequest) -> None:
         """Every chunk has been answered: check what the client says of them, and let the store end."""
         self._request = request
@@ -83,14 +113,18 @@ class Relay:
         """The chunks in order, until the commit; what does not fit it is raised here, into the store."""
         hasher = ConcurrentHasher()
         while True:
+            if self._fault is not None:
+                raise self._fault
             if self._stored in self._waiting:
-                data, reply = self._waiting.pop(self._stored)
-                self._budget.release(len(data))
+                data, _ = self._waiting[self._stored]
                 if self._size != self._stored * self._chunk_size:
                     raise BadRequestError("a chunk that is not the last one is short")
                 self._size += len(data)
                 await hasher.update(data)
                 yield data
+                _, reply = self._waiting.pop(self._stored)
+                self._budget.release(len(data))
+                self._sums.append(zlib.crc32(data))
                 self._acknowledge(self._stored, reply)
                 self._stored += 1
             elif self._request is not None:
@@ -115,9 +149,12 @@ class Relay:
     def _acknowledge(self, index: int, reply: str) -> None:
         self._replies.answer_now(reply, Reply(msgspec.json.encode(Ack(seq=index + 1))))
 
-    def close(self) -> None:
-        for data, _ in self._waiting.values():
+    def close(self, failure: BlobError | None) -> None:
+        """Let go of what is not stored; its publishers hear of the failure, if there was one."""
+        for data, reply in self._waiting.values():
             self._budget.release(len(data))
+            if failure is not None:
+                self._replies.refuse(reply, failure)
         self._waiting.clear()
 
 
@@ -146,7 +183,7 @@ class RelayUploads:
         self._expiry = expiry
         self._budget = ByteBudget(MAX_HELD)
         self._open: dict[str, tuple[Relay, asyncio.Task[Info]]] = {}
-        self._done: OrderedDict[str, Info] = OrderedDict()
+        self._done: OrderedDict[str, Info | BlobError] = OrderedDict()
 
     async def open(self) -> Opened:
         if len(self._open) >= MAX_UPLOADS:
@@ -178,24 +215,30 @@ class RelayUploads:
 
     async def commit(self, request: CommitRequest) -> Info:
         stage = stage_of(request.upload)
-        if stage in self._done:
-            return self._done[stage]
-        relay, task = self._find(stage)
-        relay.finish(request)
-        return await asyncio.shield(task)
+        if stage not in self._done:
+            relay, task = self._find(stage)
+            relay.finish(request)
+            await asyncio.wait({task})
+        return self._outcome(stage)
 
     async def abort(self, upload: str) -> None:
         stage = stage_of(upload)
         if stage in self._open:
             await _cancelled(self._open[stage][1])
+        if isinstance(self._done.get(stage), Info):
+            raise ConflictError("the upload is committed already; delete the blob instead")
 
     async def _store_chunks(self, relay: Relay, subject: str, listening: asyncio.Future[None]) -> Info:
+        failure: BlobError | None = None
         try:
             async with self._connection.subscribe(subject, relay.take):
                 listening.set_result(None)
                 return await self._store.put(relay.chunks(self._expiry.total_seconds()))
+        except BlobError as error:
+            failure = error
+            raise
         finally:
-            relay.close()
+            relay.close(failure)
 
     def _find(self, stage: str) -> tuple[Relay, asyncio.Task[Info]]:
         try:
@@ -203,12 +246,23 @@ class RelayUploads:
         except KeyError:
             raise UploadExpiredError("this worker does not know the upload; begin again") from None
 
+    def _outcome(self, stage: str) -> Info:
+        outcome = self._done.get(stage, UploadExpiredError("the upload was dropped; begin again"))
+        if isinstance(outcome, BlobError):
+            raise outcome
+        return outcome
+
     def _ended(self, stage: str, task: asyncio.Task[Info]) -> None:
         del self._open[stage]
-        if not task.cancelled() and task.exception() is None:
-            self._done[stage] = task.result()
-            while len(self._done) > REMEMBERED:
-                self._done.popitem(last=False)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None and not isinstance(error, BlobError):
+            log.error("relay.failed", exc_info=error)
+            error = InternalError("the service failed to store the upload; its log has more")
+        self._done[stage] = error or task.result()
+        while len(self._done) > REMEMBERED:
+            self._done.popitem(last=False)
 
     async def __aenter__(self) -> Self:
         return self
