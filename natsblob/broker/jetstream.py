@@ -302,20 +302,25 @@ class JetStream:
         """The first `count` messages on `subject` in stream order, read `batch` at a time.
 
         `count` is what the leader has: a replica that has fewer is asked again, for `patience` seconds.
+        Ends early where the leader has none of them any more.
         """
         start = 1
         while count > 0:
-            request = _batch_request(subject, start, min(batch, count))
-            for stored in await retrying(partial(self._batch, stream, request), patience=self._patience):
+            attempt = partial(self._batch, stream, subject, start, min(batch, count))
+            messages = await retrying(attempt, patience=self._patience)
+            if not messages:
+                return
+            for stored in messages:
                 yield stored
                 start = stored.seq + 1
                 count -= 1
 
-    async def _batch(self, stream: str, request: bytes) -> list[Stored]:
-        messages, end = await self._collect(stream, request)
+    async def _batch(self, stream: str, subject: str, start: int, count: int) -> list[Stored]:
+        messages, end = await self._collect(stream, _batch_request(subject, start, count))
         if not messages:
             _expect_not_found(end)
-            raise UnavailableError("a replica has not caught up yet")
+            if await self.subjects(stream, subject):
+                raise UnavailableError("a replica has not caught up yet")
         return messages
 
     async def _collect(self, stream: str, request: bytes) -> tuple[list[Stored], Message]:

@@ -86,7 +86,10 @@ class Staging:
         count = await self._count(stage)
         if count == 0 and request.chunks > 0:
             return await self._settled_before(stage)
-        written = await self._verified(stage, request, seen, count)
+        try:
+            written = await self._verified(stage, request, seen, count)
+        except _PurgedError:
+            return await self._settled_before(stage)
         name = written.digest.hex
         before = await self._objects.newest(name)
         if before is not None and before.is_content:
@@ -179,6 +182,8 @@ class Staging:
         )
         async for stored in messages:
             await survey.add(stored)
+        if survey.seen < count:
+            raise _PurgedError
         now = await self._jetstream.now(self._layout.stream)
         if survey.newest is not None and now - survey.newest > self._expiry:
             raise _unknown()
@@ -206,7 +211,7 @@ class Staging:
         try:
             return await self._objects.write(self._objects.read(Entry(info, 0, datetime.now(UTC))))
         except (BlobNotFoundError, BlobCorruptError) as error:
-            raise _unknown() from error
+            raise _PurgedError from error
 
     async def _drop_unless_committed(self, stage: str, digest: str = "") -> None:
         decided = await self._decide(stage, Decision("drop", digest))
@@ -227,6 +232,8 @@ class Staging:
             entry = await self._objects.name(written, name, before.seq if before else 0)
         except LostRaceError:
             newest = await self._objects.newest(name)
+            if newest is None or newest.info.nuid != written.nuid:
+                await shielded(self._objects.drop(written.nuid))  # what lost once is never named later
             if newest is None or not newest.is_content:
                 raise _unknown() from None
             return Committed(newest, created=False)
@@ -235,8 +242,6 @@ class Staging:
     async def _name_copy(self, stage: str, copy: Written, before: Entry | None) -> Committed:
         """Name a copy that only this call knows, and let the chunks go that it was made from."""
         committed = await self._name(copy, before)
-        if committed.entry.info.nuid != copy.nuid:
-            await shielded(self._objects.drop(copy.nuid))
         await self._drop_unless_committed(stage, copy.digest.hex)
         return committed
 
@@ -257,6 +262,10 @@ class Staging:
         return Decided(decision, ack.seq, datetime.now(UTC))
 
 
+class _PurgedError(Exception):
+    """The chunks went away while they were read: somebody decided about them meanwhile."""
+
+
 class Survey:
     """Staged chunks as they are read back in stream order: are they all there, and in their order?"""
 
@@ -265,7 +274,7 @@ class Survey:
         self._chunks = chunks
         self._sums: dict[int, str] = {}
         self._lengths: dict[int, int] = {}
-        self._seen = 0
+        self.seen = 0
         self.hasher = ConcurrentHasher()
         self.seqs: list[int] = []
         self.newest: datetime | None = None
@@ -283,10 +292,10 @@ class Survey:
         if self._sums.setdefault(index, found) != found:
             raise BadRequestError(f"two different contents were published for chunk {index}")
         self._lengths[index] = len(stored.data)
-        if index == self._seen == len(self.seqs):
+        if index == self.seen == len(self.seqs):
             self.seqs.append(stored.seq)
             await self.hasher.update(stored.data)
-        self._seen += 1
+        self.seen += 1
         self.newest = max(stored.time, self.newest or stored.time)
 
     @property
@@ -296,7 +305,7 @@ class Survey:
     @property
     def in_order(self) -> bool:
         """Whether the messages are the chunks, each once and in order."""
-        return self._seen == len(self.seqs) == self._chunks
+        return self.seen == len(self.seqs) == self._chunks
 
     def check(self) -> None:
         """`DigestMismatchError` where chunks are missing or do not add up to the declared size,

@@ -177,7 +177,7 @@ class Upload:
         return {name: value for name, value in body.items() if value is not None}
 
     async def commit(self, *, elsewhere: bool = False, **changes: Any) -> Answer:
-        """Commit at the worker that opened it, or `elsewhere` at any, which then reads back."""
+        """Commit at the worker that opened it, or `elsewhere`: at any."""
         subject = str(self.opened["commit_subject"]).removeprefix(f"{self.raw.prefix}.")
         return await self.raw.ask("put.commit" if elsewhere else subject, self.request(**changes))
 

@@ -18,27 +18,23 @@ DIGEST = hashlib.sha256(DATA).hexdigest()
 UNKNOWN = "A" * 22
 
 
-@pytest.fixture
-async def raw(server: EmbeddedServer) -> AsyncIterator[Raw]:
-    async with service(server.url) as client:
+@pytest.fixture(params=["tap", "readback"])
+async def raw(server: EmbeddedServer, request: pytest.FixtureRequest) -> AsyncIterator[Raw]:
+    """Both ways to verify an upload: as it was watched, and by reading it back."""
+    async with service(server.url, commit_check=request.param) as client:
         yield client
 
 
-elsewhere = pytest.mark.parametrize("elsewhere", [False, True], ids=["watched", "read-back"])
-
-
-@elsewhere
-async def test_an_upload_becomes_visible_with_its_commit(raw: Raw, elsewhere: bool) -> None:
+async def test_an_upload_becomes_visible_with_its_commit(raw: Raw) -> None:
     upload = await raw.upload(*CHUNKS)
     assert (await raw.ask("has", DIGEST.encode())).json["exists"] is False
-    info = (await upload.commit(elsewhere=elsewhere)).json
+    info = (await upload.commit()).json
     assert info == {**info, "digest": DIGEST, "size": len(DATA), "chunks": 4, "chunk_size": CHUNK}
     assert info["created"] is True
     assert (await raw.ask("get", DIGEST.encode())).data == DATA
-    assert (await upload.commit(elsewhere=elsewhere)).json["digest"] == DIGEST
+    assert (await upload.commit()).json["digest"] == DIGEST
 
 
-@elsewhere
 @pytest.mark.parametrize(
     ("bad", "headers"),
     [
@@ -53,13 +49,11 @@ async def test_an_upload_becomes_visible_with_its_commit(raw: Raw, elsewhere: bo
         pytest.param(b"x" * CHUNK, {"Blob-Chunk": "one"}, id="no-number"),
     ],
 )
-async def test_a_bad_chunk_is_not_committed(
-    raw: Raw, bad: bytes, headers: dict[str, str], elsewhere: bool
-) -> None:
+async def test_a_bad_chunk_is_not_committed(raw: Raw, bad: bytes, headers: dict[str, str]) -> None:
     upload = await raw.open()
     for index, chunk in enumerate([CHUNKS[0], bad, CHUNKS[2], CHUNKS[3]]):
         await upload.send(index, chunk, headers if index == 1 else None)
-    assert (await upload.commit(elsewhere=elsewhere)).error["name"] == "bad_request"
+    assert (await upload.commit()).error["name"] == "bad_request"
     assert await raw.names() == 0
     await raw.still_answers()
 
@@ -70,15 +64,13 @@ async def test_a_first_chunk_that_is_empty_is_not_committed(raw: Raw) -> None:
     assert await raw.names() == 0
 
 
-@elsewhere
-async def test_two_contents_for_one_chunk_are_refused(raw: Raw, elsewhere: bool) -> None:
+async def test_two_contents_for_one_chunk_are_refused(raw: Raw) -> None:
     upload = await raw.upload(*CHUNKS)
     await upload.send(1, CHUNKS[2], once=False)
-    assert (await upload.commit(elsewhere=elsewhere)).code == 400
+    assert (await upload.commit()).code == 400
     assert await raw.names() == 0
 
 
-@elsewhere
 @pytest.mark.parametrize(
     "changes",
     [
@@ -87,13 +79,11 @@ async def test_two_contents_for_one_chunk_are_refused(raw: Raw, elsewhere: bool)
         pytest.param({"chunks": 5}, id="count"),
     ],
 )
-async def test_a_wrong_declaration_drops_the_upload(
-    raw: Raw, changes: dict[str, Any], elsewhere: bool
-) -> None:
+async def test_a_wrong_declaration_drops_the_upload(raw: Raw, changes: dict[str, Any]) -> None:
     upload = await raw.upload(*CHUNKS)
-    assert (await upload.commit(elsewhere=elsewhere, **changes)).error["name"] == "digest_mismatch"
+    assert (await upload.commit(**changes)).error["name"] == "digest_mismatch"
     assert await raw.staged() == {}
-    assert (await upload.commit(elsewhere=elsewhere)).error["name"] == "upload_expired"
+    assert (await upload.commit()).error["name"] == "upload_expired"
     assert (await raw.ask("has", DIGEST.encode())).json["exists"] is False
 
 

@@ -1,0 +1,141 @@
+"""Collection: what nobody needs goes, and nothing else, also while uploads are being committed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import nats
+import pytest
+
+from natsblob import wire
+from natsblob.broker.connection import Access, connect
+from natsblob.broker.embedded import EmbeddedServer
+from natsblob.broker.jetstream import JetStream
+from natsblob.digest import Digest
+from natsblob.maintenance.collect import Collected, Collector
+from natsblob.objectstore.bucket import Bucket, BucketConfig
+from natsblob.objectstore.info import new_nuid
+from natsblob.objectstore.objects import Objects
+from natsblob.objectstore.staging import Decision, Staging
+from natsblob.store.jetstream import JetStreamStore
+from natsblob.testing.payloads import pattern, source
+from natsblob.wire import CommitRequest
+
+OLD = timedelta(0)
+"""An expiry after which everything that is stored is old."""
+DATA = pattern(100)
+
+
+@pytest.fixture
+async def objects(server: EmbeddedServer) -> AsyncIterator[Objects]:
+    name = uuid4().hex
+    async with await connect(Access((server.url,))) as connection:
+        bucket = Bucket(JetStream(connection), name, prefix=f"t{name}")
+        await bucket.create(BucketConfig(name, storage="memory"))
+        yield Objects(bucket, chunk_size=1024)
+        await bucket.jetstream.delete(bucket.layout.stream)
+
+
+def collector(objects: Objects, expiry: timedelta = OLD) -> Collector:
+    return Collector(objects, expiry=expiry, interval=60)
+
+
+async def staged(objects: Objects, data: bytes = DATA) -> str:
+    stage = new_nuid()
+    await objects.bucket.jetstream.connection.request(
+        objects.bucket.chunk_subject(stage), data, headers=wire.chunk_headers(stage, 0, data), timeout=5
+    )
+    return stage
+
+
+async def left(objects: Objects) -> int:
+    """Messages in the stream."""
+    return (await objects.bucket.info()).state.messages
+
+
+async def test_orphans_go_and_blobs_stay(objects: Objects) -> None:
+    store = JetStreamStore(objects)
+    put = await store.put(source(pattern(3000)))
+    committed = await store.commit(await staged(objects), CommitRequest("", len(DATA), 1), None)
+    before = await left(objects)
+    for _ in range(3):
+        await staged(objects, pattern(50))
+    assert await collector(objects).collect() == Collected(uploads=3, decisions=0)
+    assert await collector(objects).collect() == Collected(uploads=0, decisions=3)
+    assert await left(objects) == before
+    for info in (put, committed):
+        content = b"".join([chunk async for chunk in store.chunks(info.digest)])
+        assert Digest.of(content) == info.digest
+
+
+async def test_what_is_young_stays(objects: Objects) -> None:
+    await staged(objects)
+    before = await left(objects)
+    assert await collector(objects, timedelta(minutes=1)).collect() == Collected(0, 0)
+    assert await left(objects) == before
+
+
+async def test_objects_of_other_clients_stay(objects: Objects, server: EmbeddedServer) -> None:
+    async with await nats.connect(server.url) as nc:
+        theirs = await nc.jetstream().object_store(objects.bucket.name)
+        await theirs.put("a name / of ours", DATA)
+        await theirs.put("link target", DATA)
+        await theirs.delete("link target")
+        await collector(objects).collect()
+        assert (await theirs.get("a name / of ours")).data == DATA
+
+
+async def test_a_deleted_blob_leaves_nothing_to_collect(objects: Objects) -> None:
+    store = JetStreamStore(objects)
+    await store.commit(await staged(objects), CommitRequest("", len(DATA), 1), None)
+    await store.delete(Digest.of(DATA))
+    await collector(objects).collect()
+    subjects = await objects.bucket.jetstream.subjects(objects.bucket.layout.stream, "$O.*.C.>")
+    assert subjects == {}
+
+
+class CommitsMeanwhile(Collector):
+    """Somebody commits between the moment when collection has listed what is named and its first purge."""
+
+    def __init__(self, objects: Objects, staging: Staging, stage: str) -> None:
+        super().__init__(objects, expiry=OLD, interval=60)
+        self._commit = (staging, stage)
+
+    async def _is_old(self, subject: str, now: Any) -> bool:
+        staging, stage = self._commit
+        await staging.commit(stage, CommitRequest("", len(DATA), 1), None)
+        return await super()._is_old(subject, now)
+
+
+async def test_a_commit_during_collection_keeps_its_chunks(objects: Objects) -> None:
+    stage = await staged(objects)
+    staging = Staging(objects, expiry=timedelta(hours=1))
+    await CommitsMeanwhile(objects, staging, stage).collect()
+    assert b"".join([chunk async for chunk in objects.get(Digest.of(DATA).hex)]) == DATA
+
+
+async def test_a_commit_that_died_half_way_is_collected(objects: Objects) -> None:
+    stage = await staged(objects)
+    staging = Staging(objects, expiry=OLD)
+    await staging._decide(stage, Decision("commit", Digest.of(DATA).hex))
+    assert (await collector(objects, timedelta(hours=1)).collect()).uploads == 0
+    assert (await collector(objects).collect()).uploads == 1
+    await collector(objects).collect()
+    assert await left(objects) == 0
+
+
+async def test_many_collectors_at_once_do_no_harm(objects: Objects) -> None:
+    store = JetStreamStore(objects)
+    kept = [await store.put(source(pattern(2000, str(number)))) for number in range(4)]
+    for number in range(10):
+        await staged(objects, pattern(10, str(number)))
+    await asyncio.gather(*(collector(objects).collect() for _ in range(4)))
+    await collector(objects).collect()
+    subjects = await objects.bucket.jetstream.subjects(objects.bucket.layout.stream, "$O.*.C.>")
+    assert len(subjects) == len(kept)
+    for info in kept:
+        assert Digest.of(b"".join([c async for c in store.chunks(info.digest)])) == info.digest
