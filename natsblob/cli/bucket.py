@@ -131,6 +131,8 @@ async def set_(*, replicas: Replicas, common: Common = UNSET) -> None:
     async with _bucket(common) as one:
         changed = await one.set_replicas(replicas)
         patience = common.load().settings.timeout
+        if not common.quiet and not _settled(changed, replicas):
+            say("natsblob: waiting until all copies are current; the bucket stays in use")
         try:
             async with asyncio.timeout(patience):
                 while not _settled(changed, replicas):
@@ -216,7 +218,7 @@ def _fields(one: Bucket, info: StreamInfo) -> dict[str, object]:
         "storage": config.get("storage", ""),
         "compression": config.get("compression", "none") != "none",
         "replicas": config.get("num_replicas", 1),
-        "leader": cluster.leader if cluster else "",
+        "leader": cluster.leader if cluster and cluster.name else "",
         "followers": {
             follower.name: "offline" if follower.offline else "current" if follower.current else "behind"
             for follower in (cluster.replicas if cluster else [])

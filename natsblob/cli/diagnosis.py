@@ -83,7 +83,7 @@ def _deployment(settings: Settings, monitors: tuple[str, ...]) -> Deployment:
         client=Access.of(settings, "natsblob doctor"),
         storage=Access.of(settings.for_storage(), "natsblob doctor"),
         prefix=settings.prefix,
-        bucket=settings.bucket if settings.backend == "jetstream" else None,
+        bucket=settings.bucket,
         js_domain=settings.js_domain,
         chunk_size=settings.chunk_size,
         timeout=settings.timeout,

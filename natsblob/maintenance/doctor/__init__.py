@@ -11,9 +11,10 @@ from natsblob.broker.connection import Access, connect
 from natsblob.broker.jetstream import JetStream
 from natsblob.client import connect as connect_client
 from natsblob.errors import BlobError, NotAllowedError
+from natsblob.maintenance.doctor.ask import Reach
 from natsblob.maintenance.doctor.check import Check, Status
 from natsblob.maintenance.doctor.server import check_fsync, check_payload, check_version
-from natsblob.maintenance.doctor.service import check_responders, check_round_trip
+from natsblob.maintenance.doctor.service import Responders, check_front, check_responders, check_round_trip
 from natsblob.maintenance.doctor.storage import check_storage
 from natsblob.objectstore.bucket import Bucket
 
@@ -32,8 +33,7 @@ class Deployment:
     storage: Access
     """As a worker has it; the same as `client` where nothing else is known."""
     prefix: str
-    bucket: str | None
-    """`None` where the workers do not store in JetStream."""
+    bucket: str
     js_domain: str | None
     chunk_size: int
     timeout: float
@@ -61,12 +61,17 @@ async def examine(deployment: Deployment) -> AsyncGenerator[Check, None]:
         )
         yield check_version(connection)
         yield check_payload(connection, deployment.chunk_size)
-        yield await check_fsync(connection, deployment.monitors, deployment.embedded_name)
-        async for check in _examine_storage(deployment, stack):
-            yield check
-        responders = await check_responders(connection, deployment.prefix, deployment.bucket or "")
-        yield responders
-        if responders.status is not Status.FAIL:
+        responders = await Responders.find(connection, deployment.prefix)
+        if responders.caps is None or responders.caps.backend == "jetstream":
+            yield await check_fsync(connection, deployment.monitors, deployment.embedded_name)
+            async for check in _examine_storage(deployment, stack):
+                yield check
+        if responders.answer.reach is Reach.REFUSED:
+            yield await check_front(connection, deployment.prefix)
+            return
+        answered = check_responders(responders, deployment.bucket)
+        yield answered
+        if answered.status is not Status.FAIL:
             blobs = await stack.enter_async_context(
                 connect_client(deployment.client, prefix=deployment.prefix, timeout=deployment.timeout)
             )
@@ -75,8 +80,6 @@ async def examine(deployment: Deployment) -> AsyncGenerator[Check, None]:
 
 
 async def _examine_storage(deployment: Deployment, stack: AsyncExitStack) -> AsyncIterator[Check]:
-    if deployment.bucket is None:
-        return
     try:
         connection = await stack.enter_async_context(await connect(deployment.storage))
     except BlobError as error:

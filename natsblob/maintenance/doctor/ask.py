@@ -13,7 +13,9 @@ from natsblob.errors import DeadlineError, NoRespondersError, NotAllowedError
 from natsblob.wire import Headers
 
 PATIENCE: Final = 2.0
-"""Seconds for one answer. A subject that is not allowed is met with silence."""
+"""Seconds for one answer."""
+NOTHING: Final = "natsblob-doctor"
+"""Names no object, upload or inbox: what is asked about it has no effect."""
 _PAUSE: Final = 0.3
 """Seconds without a further answer after which the last one is taken to be in."""
 
@@ -23,7 +25,9 @@ class Reach(Enum):
     NOBODY = "nobody"
     """Asking is allowed, and nobody listens there."""
     REFUSED = "refused"
-    """The server refused it, or nobody answered in time: from here the two look alike."""
+    """These credentials may not ask there."""
+    SILENT = "silent"
+    """Asking is allowed, and no answer came in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,10 @@ async def ask(
         message = await connection.request(subject, body, headers=headers, timeout=PATIENCE)
     except NoRespondersError:
         return Answer(Reach.NOBODY)
-    except (DeadlineError, NotAllowedError):
+    except NotAllowedError:
         return Answer(Reach.REFUSED)
+    except DeadlineError:
+        return Answer(Reach.SILENT)
     return Answer(Reach.ANSWERED, message)
 
 

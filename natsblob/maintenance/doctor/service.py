@@ -7,6 +7,7 @@ import secrets
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 
@@ -17,8 +18,8 @@ from natsblob.broker.connection import Connection
 from natsblob.broker.message import Message
 from natsblob.client import Client
 from natsblob.digest import Digest
-from natsblob.errors import BlobError, NoRespondersError
-from natsblob.maintenance.doctor.ask import PATIENCE, Reach, ask, gather
+from natsblob.errors import BlobError, NoRespondersError, NotAllowedError
+from natsblob.maintenance.doctor.ask import NOTHING, PATIENCE, Answer, Reach, ask, gather
 from natsblob.maintenance.doctor.check import Check, Status
 from natsblob.wire import Caps, GetRequest, Subjects
 
@@ -31,17 +32,36 @@ class _Pong(msgspec.Struct):
     version: str = ""
 
 
-async def check_responders(connection: Connection, prefix: str, bucket: str) -> Check:
-    """Who answers requests, and whether that is the service that is meant."""
-    subjects = Subjects(prefix)
-    pongs = [_pong(answer) for answer in await gather(connection, "$SRV.PING.natsblob")]
-    versions = Counter(pong.version for pong in pongs if pong.name == "natsblob")
-    answer = await ask(connection, subjects.caps)
-    if answer.message is None:
-        return _nobody(subjects, answer.reach, sum(versions.values()))
-    try:
-        caps = wire.decode(answer.message.data, Caps)
-    except BlobError:
+@dataclass(frozen=True, slots=True)
+class Responders:
+    """Who answers under a prefix."""
+
+    subjects: Subjects
+    versions: Counter[str]
+    """How many workers of each version show on `$SRV`, whatever their prefix."""
+    answer: Answer
+    """To the question what the service can do."""
+    caps: Caps | None
+
+    @classmethod
+    async def find(cls, connection: Connection, prefix: str) -> Responders:
+        subjects = Subjects(prefix)
+        pongs = [_pong(answer) for answer in await gather(connection, "$SRV.PING.natsblob")]
+        versions = Counter(pong.version for pong in pongs if pong.name == "natsblob")
+        answer = await ask(connection, subjects.caps)
+        caps = None
+        if answer.message:
+            with suppress(BlobError):
+                caps = wire.decode(answer.message.data, Caps)
+        return cls(subjects, versions, answer, caps)
+
+
+def check_responders(responders: Responders, bucket: str) -> Check:
+    """Whether somebody answers, and whether that is the service that is meant."""
+    subjects, versions, caps = responders.subjects, responders.versions, responders.caps
+    if responders.answer.message is None:
+        return _nobody(subjects, responders.answer.reach, sum(versions.values()))
+    if caps is None:
         return Check(
             name="responders",
             status=Status.FAIL,
@@ -52,7 +72,8 @@ async def check_responders(connection: Connection, prefix: str, bucket: str) -> 
     workers = ", ".join(
         f"{_workers(count)} of version {version}" for version, count in sorted(versions.items())
     )
-    found = f"{workers or 'workers that do not show on $SRV'}, bucket {caps.bucket} ({caps.backend})"
+    where = f"bucket {caps.bucket}" if caps.backend == "jetstream" else f"on {caps.backend}"
+    found = f"{workers or 'workers that do not show on $SRV'}, {where}"
     if caps.backend == "jetstream" and caps.bucket != bucket:
         return Check(
             name="responders",
@@ -69,9 +90,8 @@ async def check_responders(connection: Connection, prefix: str, bucket: str) -> 
             means="Workers of different versions share the requests, as in the middle of an upgrade.",
             todo="Finish the upgrade.",
         )
-    return Check(
-        name="responders", status=Status.OK, found=found, means=f"Requests on {prefix}.> are answered."
-    )
+    means = f"Requests on {subjects.prefix}.> are answered."
+    return Check(name="responders", status=Status.OK, found=found, means=means)
 
 
 def _workers(count: int) -> str:
@@ -93,14 +113,13 @@ def _nobody(subjects: Subjects, reach: Reach, workers: int) -> Check:
             means="They listen under another prefix, or these credentials may not ask under this one.",
             todo="Compare --prefix with that of `natsblob serve`, and the permissions of this user.",
         )
-    if reach is Reach.REFUSED:
+    if reach is Reach.SILENT:
         return Check(
             name="responders",
             status=Status.FAIL,
             found=f"no answer on {subjects.caps}",
-            means="These credentials may not ask there or read the answer, or the workers hang.",
-            todo=f"Allow this user to publish to {subjects.prefix}.> and to subscribe to its inbox; "
-            "the storage of a worker has such credentials apart (storage_creds).",
+            means="Somebody hears the question and does not answer: workers hang, or may not answer.",
+            todo='See their logs, and that they may publish to "_INBOX.>" and "_R_.>".',
         )
     return Check(
         name="responders",
@@ -109,6 +128,46 @@ def _nobody(subjects: Subjects, reach: Reach, workers: int) -> Check:
         means="No worker runs on this account under this prefix. What is stored is safe.",
         todo="Start one: natsblob serve; or name the prefix that yours has with --prefix.",
     )
+
+
+async def check_front(connection: Connection, prefix: str) -> Check:
+    """Whether credentials that may not ask are those with which a worker answers."""
+    requests = (f"{prefix}.>", "$SRV.>")
+    answers = ("_INBOX.>", "_R_.>")
+    lacking = [
+        *[f"subscribe to {pattern}" for pattern in requests if not await _hears(connection, pattern)],
+        *[f"publish to {pattern}" for pattern in answers if not await _reaches(connection, pattern)],
+    ]
+    if not lacking:
+        return Check(
+            name="responders",
+            status=Status.WARN,
+            found="these credentials may answer requests, and may not ask any",
+            means="A worker can take requests with them. Whether one does cannot be seen from here.",
+            todo="Try the service with the credentials of a client.",
+        )
+    return Check(
+        name="responders",
+        status=Status.FAIL,
+        found=f"these credentials may not publish to {prefix}.>",
+        means="A client can do nothing with them. Nor can the service of a worker, "
+        f"which has to {', '.join(lacking)}.",
+        todo=f"Allow this user to publish to {prefix}.>, or use other credentials.",
+    )
+
+
+async def _hears(connection: Connection, pattern: str) -> bool:
+    """Whether these credentials may subscribe to subjects like `pattern`; tried on one that nobody uses."""
+    try:
+        async with connection.subscribe(pattern.replace(">", NOTHING), lambda _: None):
+            return True
+    except NotAllowedError:
+        return False
+
+
+async def _reaches(connection: Connection, pattern: str) -> bool:
+    """Whether these credentials may publish to subjects like `pattern`; tried on one that nobody uses."""
+    return (await ask(connection, pattern.replace(">", NOTHING))).reach is not Reach.REFUSED
 
 
 async def check_round_trip(client: Client, connection: Connection, prefix: str) -> AsyncIterator[Check]:

@@ -11,15 +11,14 @@ from natsblob.broker.jetstream import Account, ClusterState, JetStream, StreamIn
 from natsblob.broker.translate import StreamMissingError
 from natsblob.config.quantity import format_duration
 from natsblob.errors import BlobError
-from natsblob.maintenance.doctor.ask import Reach, ask
+from natsblob.maintenance.doctor.ask import NOTHING, Reach, ask
 from natsblob.maintenance.doctor.check import Check, Status
 from natsblob.objectstore.bucket import Bucket
 from natsblob.wire import Headers
 
 _NANOSECONDS: Final = 1_000_000_000
 _SHARE_FULL: Final = 0.9
-_NOTHING: Final = "natsblob-doctor"
-"""Names no object and no upload: what is asked about it has no effect."""
+_UNANSWERED: Final = (Reach.REFUSED, Reach.SILENT)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +41,7 @@ async def check_storage(jetstream: JetStream, bucket: Bucket, api: str) -> Async
         zip(needs, await asyncio.gather(*(_reach(jetstream, need) for need in needs)), strict=True)
     )
     reach = reaches[needs[0]]
-    if reach is Reach.REFUSED:
+    if reach in _UNANSWERED:
         yield Check(
             name="jetstream",
             status=Status.WARN,
@@ -88,7 +87,7 @@ async def check_storage(jetstream: JetStream, bucket: Bucket, api: str) -> Async
 
 def _needs(bucket: Bucket, api: str) -> list[_Need]:
     layout = bucket.layout
-    stream, chunk, meta = layout.stream, layout.chunks(_NOTHING), layout.meta(_NOTHING)
+    stream, chunk, meta = layout.stream, layout.chunks(NOTHING), layout.meta(NOTHING)
     elsewhere = {"Nats-Expected-Stream": "-"}  # has the stream refuse it: nothing is stored
     last = b'{"last_by_subj":"%s"}' % meta.encode()
     return [
@@ -126,7 +125,7 @@ def _check_account(account: Account) -> Check:
 
 
 def _check_permissions(reaches: dict[_Need, Reach]) -> Check:
-    refused = [need for need, reach in reaches.items() if reach is Reach.REFUSED]
+    refused = [need for need, reach in reaches.items() if reach in _UNANSWERED]
     if refused:
         lacking = "; ".join(f"{need.subject} (to {need.purpose})" for need in refused)
         return Check(

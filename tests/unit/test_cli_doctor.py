@@ -1,0 +1,103 @@
+"""What the doctor concludes from what a server says of a bucket."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from natsblob.broker.jetstream import ClusterState, Replica, StreamInfo, StreamState
+from natsblob.maintenance.doctor import Status
+from natsblob.maintenance.doctor.storage import check_bucket, check_replicas
+from natsblob.objectstore.bucket import Bucket
+
+GOOD: dict[str, Any] = {
+    "allow_direct": True,
+    "discard": "new",
+    "max_age": 0,
+    "max_bytes": -1,
+    "max_msgs_per_subject": -1,
+    "num_replicas": 1,
+    "storage": "file",
+    "subjects": ["$O.b.C.>", "$O.b.M.>", "blob.chunk.b.*"],
+    "subject_transform": {"src": "blob.chunk.b.*", "dest": "$O.b.C.{{wildcard(1)}}"},
+}
+
+
+def bucket_check(**changes: Any) -> Status:
+    info = StreamInfo({**GOOD, **changes}, StreamState(bytes=950))
+    return check_bucket(Bucket(jetstream=None, name="b", prefix="blob"), info).status  # type: ignore[arg-type]
+
+
+def test_a_bucket_of_natsblob_is_in_order() -> None:
+    assert bucket_check() is Status.OK
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sealed": True},
+        {"max_msgs_per_subject": 1},
+        {"discard": "old", "max_bytes": 10_000},
+        {"allow_direct": False},
+    ],
+)
+def test_what_breaks_blobs_fails(changes: dict[str, Any]) -> None:
+    assert bucket_check(**changes) is Status.FAIL
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"storage": "memory"},
+        {"max_age": 3_600_000_000_000},
+        {"max_bytes": 1000},
+        {"subject_transform": None},
+        {"subject_transform": {"src": "other.chunk.b.*", "dest": "$O.b.C.{{wildcard(1)}}"}},
+    ],
+)
+def test_what_somebody_should_know_warns(changes: dict[str, Any]) -> None:
+    assert bucket_check(**changes) is Status.WARN
+
+
+def test_a_bucket_that_keeps_old_messages_without_a_limit_is_in_order() -> None:
+    assert bucket_check(discard="old") is Status.OK
+
+
+def test_the_worst_finding_counts() -> None:
+    assert bucket_check(storage="memory", sealed=True) is Status.FAIL
+
+
+def replicas_check(
+    wanted: int, *, current: int, behind: int = 0, offline: int = 0, leader: str = "n1"
+) -> Status:
+    followers = [
+        *(Replica(f"c{number}", current=True) for number in range(current)),
+        *(Replica(f"b{number}") for number in range(behind)),
+        *(Replica(f"o{number}", current=True, offline=True) for number in range(offline)),
+    ]
+    cluster = ClusterState(name="east", leader=leader, replicas=followers)
+    return check_replicas(StreamInfo({"num_replicas": wanted}, StreamState(), cluster)).status
+
+
+@pytest.mark.parametrize("wanted", [3, 5])
+def test_an_odd_number_of_current_replicas_is_in_order(wanted: int) -> None:
+    assert replicas_check(wanted, current=wanted - 1) is Status.OK
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 4])
+def test_replicas_that_withstand_less_than_they_cost_warn(wanted: int) -> None:
+    assert replicas_check(wanted, current=wanted - 1) is Status.WARN
+
+
+def test_one_copy_on_a_single_server_is_what_there_can_be() -> None:
+    assert check_replicas(StreamInfo({"num_replicas": 1}, StreamState(), None)).status is Status.OK
+
+
+def test_a_replica_that_lags_or_is_away_warns() -> None:
+    assert replicas_check(3, current=1, behind=1) is Status.WARN
+    assert replicas_check(3, current=1, offline=1) is Status.WARN
+
+
+def test_without_a_leader_it_fails() -> None:
+    assert replicas_check(3, current=2, leader="") is Status.FAIL
