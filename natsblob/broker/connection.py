@@ -137,7 +137,10 @@ class Connection(AbstractAsyncContextManager["Connection"]):
     async def request(
         self, subject: str, data: bytes | memoryview = b"", *, headers: Headers | None = None, timeout: float
     ) -> Message:
-        """The first answer within `timeout` seconds; `NoRespondersError` where nobody listens."""
+        """The first answer within `timeout` seconds; `NoRespondersError` where nobody listens.
+
+        `UnavailableError` as soon as the connection is interrupted: the answer may have gone with it.
+        """
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
 
         def take(message: Message) -> None:
@@ -213,6 +216,14 @@ class Connection(AbstractAsyncContextManager["Connection"]):
             if asked.lower() == subject and not answer.done():
                 answer.set_exception(error)
 
+    def interrupted(self) -> None:
+        """Messages may have got lost: tell who would wait for one in vain."""
+        self.epoch += 1
+        for answer in self._asking:
+            if not answer.done():
+                error = UnavailableError("the connection was interrupted; a repeat is safe")
+                answer.set_exception(error)
+
     async def close(self) -> None:
         """Flush and end the connection; returns within a few seconds whatever the server does."""
         if not self._client.is_closed:
@@ -276,7 +287,7 @@ async def connect(access: Access, *, timeout: float = CONNECT_TIMEOUT) -> Connec
             log.warning("nats.error", error=str(error) or type(error).__name__)
 
     async def on_disconnect() -> None:
-        connection.epoch += 1
+        connection.interrupted()
         if established and not client.is_closed:
             log.warning("nats.disconnected")
 

@@ -54,6 +54,7 @@ class _Window:
         self._attempt = 0
         self._epoch = connection.epoch
         self._progress_at = 0.0
+        self._active_at = 0.0
 
     async def ask(self) -> None:
         """Ask for what is missing, at a fresh reply subject: frames of earlier askings are dropped."""
@@ -72,6 +73,7 @@ class _Window:
             await self._source.ask(missing[0], count, reply, self._attempt)
         except BlobError as error:
             self._fail(error)
+        self._active_at = asyncio.get_running_loop().time()
 
     async def take(self, index: int, patience: float) -> bytes:
         """Chunk `index`; chunks are taken in order. Asks again as often as that helps.
@@ -91,7 +93,8 @@ class _Window:
     async def _next_frame(self) -> None:
         self._changed.clear()
         try:
-            async with asyncio.timeout(STALL_TIMEOUT):
+            # A window that went silent while another was taken has been waited for already.
+            async with asyncio.timeout_at(self._active_at + STALL_TIMEOUT):
                 await self._changed.wait()
         except TimeoutError:
             self._fail(DeadlineError(f"no data for {STALL_TIMEOUT:g} s"))
@@ -107,13 +110,14 @@ class _Window:
         await self.ask()
 
     def _on_frame(self, frame: Message) -> None:
+        self._active_at = asyncio.get_running_loop().time()
         if frame.status is not None or ERROR_CODE in frame.headers:
             self._trouble = self._source.end(frame)
             self._ended = True
         elif (index := self._source.place(frame)) is not None and self._wants(index):
             self._frames[index] = frame.data
             self._progress = True
-            self._progress_at = asyncio.get_running_loop().time()
+            self._progress_at = self._active_at
         self._changed.set()
 
     def _wants(self, index: int) -> bool:

@@ -49,6 +49,8 @@ class Liar:
     ends: bool = True
     small: Callable[[GetRequest], bytes] | None = None
     gone: bool = False
+    silent: bool = False
+    was_asked: asyncio.Event = field(default_factory=asyncio.Event)
     asked: list[GetRequest] = field(default_factory=list)
     info: Info = field(
         default_factory=lambda: Info(DIGEST, len(DATA), chunking.count(len(DATA), CHUNK), CHUNK)
@@ -67,6 +69,9 @@ class Liar:
         self.answer(message.reply, wire.encode(caps))
 
     def stat(self, message: Message) -> None:
+        self.was_asked.set()
+        if self.silent:
+            return
         self.answer(message.reply, wire.encode(self.info))
 
     def get(self, message: Message) -> None:
@@ -147,6 +152,32 @@ async def test_a_window_without_an_end_is_asked_for_again(server: EmbeddedServer
     async with a_liar(server, meddle=first_is_cut, ends=False) as (blobs, liar):
         assert await blobs.get(DIGEST) == DATA
         assert any(request.first == 3 for request in liar.asked)
+
+
+async def test_what_no_replica_sends_comes_through_a_worker(server: EmbeddedServer) -> None:
+    def relayed_only(frames: list[Frame], request: GetRequest, _number: int) -> list[Frame]:
+        return frames if request.verify else []
+
+    async with a_liar(server, meddle=relayed_only) as (blobs, _):
+        assert await blobs.get(DIGEST) == DATA
+
+
+async def test_a_request_does_not_outlast_its_connection(fresh_server: EmbeddedServer) -> None:
+    """The answer that went with the connection is not waited for, and the request is repeated."""
+    async with a_liar(fresh_server) as (blobs, liar):
+        liar.silent = True
+        service = blobs._service
+        request = asyncio.create_task(
+            service.once(service.subjects.stat, DIGEST.hex.encode(), timeout=3600.0)
+        )
+        repeated_request = asyncio.create_task(blobs.stat(DIGEST, timeout=60.0))
+        await liar.was_asked.wait()
+        liar.silent = False
+        await fresh_server.restart()
+        async with asyncio.timeout(60):
+            with pytest.raises(UnavailableError):
+                await request
+            assert await repeated_request == liar.info
 
 
 async def test_a_read_without_progress_ends_in_time(server: EmbeddedServer) -> None:
