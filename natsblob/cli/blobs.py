@@ -55,7 +55,7 @@ async def put(
             with progress(f"put {name}", wanted=not common.quiet) as report:
                 info = await blobs.put(source, progress=report)
             if common.json:
-                await out.record({"file": name, **_fields(info)})
+                await out.record({"file": os.fsencode(name).decode(errors="replace"), **_fields(info)})
             else:
                 await out.line(str(info.digest))
             await out.flush()
@@ -82,7 +82,7 @@ def _source(name: str) -> Path | BinaryIO | AsyncIterator[bytes]:
 
 async def _piped() -> AsyncIterator[bytes]:
     """Standard input as it comes. Cancelling does not wait for a read that waits for somebody to write."""
-    while block := await asyncio.to_thread(os.read, sys.stdin.fileno(), _BLOCK):
+    while block := await asyncio.to_thread(sys.stdin.buffer.read, _BLOCK):
         yield block
 
 

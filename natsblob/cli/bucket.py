@@ -12,12 +12,13 @@ from cyclopts import App, Parameter, validators
 
 from natsblob.cli.exits import Exit, UsageError
 from natsblob.cli.options import SERVICE, UNSET, Common, keep_quiet
-from natsblob.cli.terminal import Stdout, bytes_of, progress, say
+from natsblob.cli.terminal import Stdout, bytes_of, printable, progress, say
 from natsblob.config.quantity import format_duration, parse_duration, parse_size
 from natsblob.errors import DeadlineError
 
 if TYPE_CHECKING:
     from natsblob.broker.jetstream import StreamInfo
+    from natsblob.maintenance.adopt import Adoption
     from natsblob.objectstore.bucket import Bucket
 
 _NANOSECONDS: Final = 1_000_000_000
@@ -185,7 +186,7 @@ async def adopt(*, common: Common = UNSET) -> Exit:
                     if common.json:
                         await out.record(adoption)
                     elif not common.quiet or adoption.outcome == "corrupt":
-                        await out.line(f"{adoption.outcome:<8} {adoption.digest or '-':<64} {adoption.name}")
+                        await out.line(_line(adoption))
             await out.flush()
     if not common.quiet:
         counted = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
@@ -193,6 +194,12 @@ async def adopt(*, common: Common = UNSET) -> Exit:
     if outcomes["corrupt"]:
         say("corrupt objects were left as they are: put the originals again, or delete them")
     return Exit.MISMATCH if outcomes["corrupt"] else Exit.OK
+
+
+def _line(adoption: Adoption) -> str:
+    """An adoption on one line, whatever others call their objects."""
+    name = adoption.name if adoption.name.isprintable() else repr(adoption.name)
+    return f"{adoption.outcome:<8} {adoption.digest or '-':<64} {name}"
 
 
 async def _show(one: Bucket, info: StreamInfo, common: Common) -> None:
@@ -240,4 +247,4 @@ def _written(name: str, value: object) -> str:
             return ", ".join(f"{follower} {state}" for follower, state in value.items()) or "-"
         case _, bool():
             return "yes" if value else "no"
-    return str(value) or "-"
+    return printable(str(value)) or "-"

@@ -8,21 +8,19 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from natsblob.cli.exits import FileError
+from natsblob.client import Progress as Report
 from natsblob.digest import Digest
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Progress, TaskID
-
-Report: TypeAlias = Callable[[int, int | None], None]
-"""Called with the bytes that are through, and the bytes in all where that is known."""
 
 _STDOUT: Final = 1
 _BUFFER: Final = 32 * 1024
@@ -86,6 +84,7 @@ def say(text: str, *, style: str = "") -> None:
     """A line for people, on stderr: plain where that is no terminal or has no colours."""
     if sys.stderr is None:
         return
+    text = printable(text)
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.text import Text
@@ -113,6 +112,13 @@ def complain(message: str, advice: str = "") -> None:
     say(f"natsblob: {message}", style="red")
     if advice:
         say(f"  {advice}")
+
+
+def printable(text: str) -> str:
+    """The text without what would steer a terminal: others choose names and messages."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text
+    )
 
 
 def bytes_of(size: int) -> str:
