@@ -1,0 +1,35 @@
+"""Names of uploads, of their stages, and ranges of chunks."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from natsblob.errors import UploadExpiredError
+from natsblob.service.uploads import new_upload, ranges, stage_of
+from natsblob.wire import is_upload_id
+
+
+def test_a_stage_is_derived_from_its_upload_and_does_not_tell_it() -> None:
+    uploads = {new_upload() for _ in range(100)}
+    stages = {stage_of(upload) for upload in uploads}
+    assert len(uploads) == len(stages) == 100
+    assert uploads.isdisjoint(stages)
+    assert all(is_upload_id(name) for name in uploads | stages)
+    assert {stage_of(upload) for upload in uploads} == stages
+
+
+@pytest.mark.parametrize("name", ["", "a", "a" * 21, "a" * 23, "a" * 21 + ".", "*" * 22, "a" * 21 + "\n"])
+def test_what_names_no_upload(name: str) -> None:
+    with pytest.raises(UploadExpiredError):
+        stage_of(name)
+
+
+@given(st.sets(st.integers(0, 200)))
+def test_ranges_are_the_indexes_in_as_few_runs_as_possible(indexes: set[int]) -> None:
+    found = ranges(sorted(indexes))
+    assert {index for first, last in found for index in range(first, last + 1)} == indexes
+    assert all(before[1] + 1 < after[0] for before, after in pairwise(found))
