@@ -88,11 +88,11 @@ class Objects:
         """The nuids of all metadata, as of now or later; `UnavailableError` where that cannot be told."""
         least = (await self.bucket.info()).state.last_seq
         named: set[str] = set()
-        for names in _groups(await self.names(), MAX_SUBJECTS):
-            latest = await self._jetstream.latest(
-                self._layout.stream, [self._layout.meta(name) for name in names]
-            )
-            if latest.up_to < least or len(latest.messages) < len(names):
+        # By subject, not by name: not every client encodes every name as ADR-20 says.
+        subjects = await self._jetstream.subjects(self._layout.stream, self._layout.all_meta)
+        for some in _groups(list(subjects), MAX_SUBJECTS):
+            latest = await self._jetstream.latest(self._layout.stream, some)
+            if latest.up_to < least or len(latest.messages) < len(some):
                 raise UnavailableError("a replica has not caught up yet; nothing was collected")
             named.update(Entry.decode(stored).info.nuid for stored in latest.messages)
         return named

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -87,6 +89,21 @@ async def test_objects_of_other_clients_stay(objects: Objects, server: EmbeddedS
         await theirs.delete("link target")
         await collector(objects).collect()
         assert (await theirs.get("a name / of ours")).data == DATA
+
+
+async def test_an_object_whose_name_is_encoded_in_another_way_stays(
+    objects: Objects, server: EmbeddedServer
+) -> None:
+    """As `@nats-io/obj` does with names beyond ASCII."""
+    layout = objects.bucket.layout
+    async with await nats.connect(server.url) as nc:
+        await nc.jetstream().publish(layout.chunks("nuid"), DATA)
+        body = {"name": "é", "bucket": layout.bucket, "nuid": "nuid", "size": len(DATA), "chunks": 1}
+        subject = f"$O.{layout.bucket}.M.{urlsafe_b64encode('é'.encode('latin1')).decode()}"
+        await nc.jetstream().publish(subject, json.dumps(body).encode())
+    before = await left(objects)
+    assert await collector(objects).collect() == Collected(0, 0)
+    assert await left(objects) == before
 
 
 async def test_a_deleted_blob_leaves_nothing_to_collect(objects: Objects) -> None:
