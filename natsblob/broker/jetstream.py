@@ -37,7 +37,6 @@ MAX_SUBJECTS: Final = 1_000
 """Subjects in one `multi_last` request; the server takes 1,024."""
 
 EXPECTED_LAST: Final = "Nats-Expected-Last-Subject-Sequence"
-ROLLUP: Final = "Nats-Rollup"
 SEQUENCE: Final = "Nats-Sequence"
 PENDING: Final = "Nats-Num-Pending"
 UP_TO: Final = "Nats-UpTo-Sequence"
@@ -228,9 +227,10 @@ class JetStream:
     async def delete(self, name: str) -> None:
         await self._call(f"STREAM.DELETE.{name}", None, _PlainReply)
 
-    async def purge(self, name: str, subject: str) -> int:
-        """Remove every message on `subject`, and answer how many there were."""
-        return (await self._call(f"STREAM.PURGE.{name}", {"filter": subject}, _PlainReply)).purged
+    async def purge(self, name: str, subject: str, *, keep: int = 0) -> int:
+        """Remove the messages on `subject` but the newest `keep`, and answer how many those were."""
+        body = {"filter": subject, "keep": keep}
+        return (await self._call(f"STREAM.PURGE.{name}", body, _PlainReply)).purged
 
     async def publish(
         self,
@@ -258,11 +258,17 @@ class JetStream:
 
     async def last_at_leader(self, stream: str, subject: str) -> Stored | None:
         """The last message on `subject` as the stream's leader has it, or `None`: not a lagging copy."""
+        return await self._at_leader(stream, {"last_by_subj": subject})
+
+    async def at_leader(self, stream: str, seq: int) -> Stored | None:
+        """The message at a sequence as the stream's leader has it, or `None`."""
+        return await self._at_leader(stream, {"seq": seq})
+
+    async def _at_leader(self, stream: str, wanted: dict[str, str | int]) -> Stored | None:
+        request = msgspec.json.encode(wanted)
 
         async def attempt() -> Stored | None:
-            body = msgspec.json.encode({"last_by_subj": subject})
-            reply = await self._request(f"STREAM.MSG.GET.{stream}", body)
-            decoded = _decode(reply.data, _StoredReply)
+            decoded = _decode((await self._request(f"STREAM.MSG.GET.{stream}", request)).data, _StoredReply)
             if decoded.error:
                 if decoded.error.err_code == _NOT_FOUND:
                     return None

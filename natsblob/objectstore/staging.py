@@ -9,6 +9,7 @@ outlive the chunks, until maintenance removes them (ADR 0005).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -23,14 +24,12 @@ from natsblob.broker.translate import LostRaceError
 from natsblob.chunking import Hashed
 from natsblob.errors import (
     BadRequestError,
-    BlobCorruptError,
-    BlobNotFoundError,
     ConflictError,
     DigestMismatchError,
     UploadExpiredError,
 )
 from natsblob.hashing import ConcurrentHasher
-from natsblob.objectstore.info import Entry, ObjectInfo, Options
+from natsblob.objectstore.info import Entry
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.writer import Written
 from natsblob.wire import CommitRequest, Marks, marks_of
@@ -193,25 +192,28 @@ class Staging:
             await self._drop_unless_committed(stage)
             raise
         if not survey.in_order:
-            return await self._copy(stage, request, survey.chunk_size)
+            return await self._copy([survey.places[index] for index in range(request.chunks)])
         digest = await survey.hasher.digest()
         marks = marks_of(survey.seqs)
         return Written(stage, request.size, request.chunks, survey.chunk_size, digest, marks)
 
-    async def _copy(self, stage: str, request: CommitRequest, chunk_size: int) -> Written:
-        """The staged chunks written anew in order: other clients read an object in stream order."""
-        info = ObjectInfo(
-            name="",
-            bucket=self._layout.bucket,
-            nuid=stage,
-            size=request.size,
-            chunks=request.chunks,
-            options=Options(max_chunk_size=chunk_size),
-        )
-        try:
-            return await self._objects.write(self._objects.read(Entry(info, 0, datetime.now(UTC))))
-        except (BlobNotFoundError, BlobCorruptError) as error:
-            raise _PurgedError from error
+    async def _copy(self, places: list[int]) -> Written:
+        """The staged chunks, at these stream sequences, written anew in order: so other clients read them."""
+        return await self._objects.write(self._messages_at(places))
+
+    async def _messages_at(self, places: list[int]) -> AsyncIterator[bytes]:
+        for start in range(0, len(places), self._objects.window):
+            some = places[start : start + self._objects.window]
+            for stored in await asyncio.gather(*map(self._message_at, some)):
+                yield stored.data
+
+    async def _message_at(self, seq: int) -> Stored:
+        """A message that was there; `_PurgedError` where the leader no longer has it."""
+        stored = await self._jetstream.at(self._layout.stream, seq)
+        stored = stored or await self._jetstream.at_leader(self._layout.stream, seq)
+        if stored is None:
+            raise _PurgedError
+        return stored
 
     async def _drop_unless_committed(self, stage: str, digest: str = "") -> None:
         decided = await self._decide(stage, Decision("drop", digest))
@@ -232,10 +234,11 @@ class Staging:
             entry = await self._objects.name(written, name, before.seq if before else 0)
         except LostRaceError:
             newest = await self._objects.newest(name)
-            if newest is None or newest.info.nuid != written.nuid:
-                await shielded(self._objects.drop(written.nuid))  # what lost once is never named later
             if newest is None or not newest.is_content:
                 raise _unknown() from None
+            if newest.info.nuid != written.nuid:
+                # Safe: should that blob be deleted, the marker is newer than our decision (see `commit`).
+                await shielded(self._objects.drop(written.nuid))
             return Committed(newest, created=False)
         return Committed(entry, created=True)
 
@@ -277,6 +280,9 @@ class Survey:
         self.seen = 0
         self.hasher = ConcurrentHasher()
         self.seqs: list[int] = []
+        """Stream sequences of the chunks for as long as they came in order."""
+        self.places: dict[int, int] = {}
+        """Stream sequence of each chunk that was found."""
         self.newest: datetime | None = None
 
     async def add(self, stored: Stored) -> None:
@@ -292,6 +298,7 @@ class Survey:
         if self._sums.setdefault(index, found) != found:
             raise BadRequestError(f"two different contents were published for chunk {index}")
         self._lengths[index] = len(stored.data)
+        self.places.setdefault(index, stored.seq)
         if index == self.seen == len(self.seqs):
             self.seqs.append(stored.seq)
             await self.hasher.update(stored.data)
