@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
 
 import structlog
 
@@ -21,6 +22,9 @@ from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.staging import Staging
 
 log = structlog.get_logger("natsblob.maintenance")
+
+COMMITTING: Final = timedelta(minutes=10)
+"""Longer than any worker takes from the decision to commit to the name, or it has died in between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ class Collector:
     async def _collect_chunks(self, nuid: str, now: datetime) -> bool:
         if not await self._is_old(self._layout.chunks(nuid), now):
             return False
-        if not await self._staging.give_up(nuid, now - self._grace):
+        if not await self._staging.give_up(nuid, now - max(self._grace, COMMITTING)):
             return False
         await self._objects.drop(nuid)
         return True

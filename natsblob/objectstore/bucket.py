@@ -30,6 +30,11 @@ class BucketConfig:
     compression: bool = False
     cluster: str | None = None
     tags: tuple[str, ...] = ()
+    rollups: bool = True
+    """Whether a message may replace others by a header, as other Object Store clients do to write here.
+
+    Not where those who publish chunks are not trusted: one header of theirs empties the whole bucket.
+    """
 
 
 class Bucket:
@@ -67,7 +72,7 @@ class Bucket:
     async def set_ingest(self) -> StreamInfo:
         """Let the bucket take chunks from publishers, as a bucket that another client made does not."""
         info = await self.info()
-        wanted = {**info.config, "allow_direct": True, "allow_rollup_hdrs": True, **self._ingest(info.config)}
+        wanted = {**info.config, "allow_direct": True, **self._ingest(info.config)}
         return info if wanted == info.config else await self.jetstream.update(wanted)
 
     def takes_chunks(self, config: Config) -> bool:
@@ -108,7 +113,7 @@ class Bucket:
             "max_consumers": -1,
             "compression": "s2" if config.compression else "none",
             "allow_direct": True,
-            "allow_rollup_hdrs": True,
+            "allow_rollup_hdrs": config.rollups,
             "duplicate_window": 120 * _NANOSECONDS,
             **({"placement": placement} if config.cluster or config.tags else {}),
             **self._ingest(subjects),

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from natsblob.broker.cleanup import shielded
-from natsblob.broker.jetstream import MAX_SUBJECTS, ROLLUP
+from natsblob.broker.jetstream import MAX_SUBJECTS
 from natsblob.broker.translate import LostRaceError
 from natsblob.chunking import DEFAULT_CHUNK_SIZE, chunk_size_for
 from natsblob.errors import BlobCorruptError, BlobNotFoundError, ConflictError, UnavailableError
@@ -31,7 +31,6 @@ from natsblob.objectstore.writer import Written, write_chunks
 WINDOW_BYTES: Final = 8 * 1024 * 1024
 """Bytes unanswered in a write and asked for in one window of a read; batches have no flow control."""
 _RACES: Final = 8
-_ROLLUP_HEADERS: Final = {ROLLUP: "sub"}
 _AT_ONCE: Final = 32
 
 
@@ -227,7 +226,6 @@ class Objects:
             ack = await self._jetstream.publish(
                 subject,
                 encode_info(info),
-                headers=_ROLLUP_HEADERS,
                 expected_last=expected_last,
             )
         except LostRaceError:
@@ -235,7 +233,13 @@ class Objects:
             if newest and newest.info.nuid == info.nuid and newest.info.deleted == info.deleted:
                 return newest
             raise
+        if expected_last:
+            await shielded(self._keep_newest(subject))
         return Entry(info, ack.seq, datetime.now(UTC))
+
+    async def _keep_newest(self, subject: str) -> None:
+        """Remove what new metadata replaces. Not by a rollup: a bucket may forbid them, for safety."""
+        await self._jetstream.purge(self._layout.stream, subject, keep=1)
 
     async def _still_there(self, info: ObjectInfo) -> None:
         """Ask the leader why chunks of an object do not come."""

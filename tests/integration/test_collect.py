@@ -18,6 +18,7 @@ from natsblob.broker.connection import Access, connect
 from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.jetstream import JetStream
 from natsblob.digest import Digest
+from natsblob.maintenance import collect
 from natsblob.maintenance.collect import Collected, Collector
 from natsblob.objectstore.bucket import Bucket, BucketConfig
 from natsblob.objectstore.info import new_nuid
@@ -135,11 +136,14 @@ async def test_a_commit_during_collection_keeps_its_chunks(objects: Objects) -> 
     assert b"".join([chunk async for chunk in objects.get(Digest.of(DATA).hex)]) == DATA
 
 
-async def test_a_commit_that_died_half_way_is_collected(objects: Objects) -> None:
+async def test_a_commit_that_died_half_way_is_collected(
+    objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stage = await staged(objects)
     staging = Staging(objects, expiry=OLD)
     await staging._decide(stage, Decision("commit", Digest.of(DATA).hex))
-    assert (await collector(objects, timedelta(hours=1)).collect()).uploads == 0
+    assert (await collector(objects).collect()).uploads == 0
+    monkeypatch.setattr(collect, "COMMITTING", OLD)
     assert (await collector(objects).collect()).uploads == 1
     await collector(objects).collect()
     assert await left(objects) == 0

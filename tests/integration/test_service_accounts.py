@@ -34,7 +34,9 @@ async def guarded() -> AsyncIterator[EmbeddedServer]:
         async with temporary_server(extra=ACCOUNTS.read_text()) as server:
             access = Access((server.url,), user="admin", password="pw-admin", inbox_prefix="_INBOX.admin")
             async with await connect(access) as connection:
-                await Bucket(JetStream(connection), "blobs", "blob").create(BucketConfig(storage="memory"))
+                await Bucket(JetStream(connection), "blobs", "blob").create(
+                    BucketConfig(storage="memory", rollups=False)
+                )
             yield server
 
 
@@ -80,3 +82,24 @@ async def test_a_large_blob_goes_in_and_comes_out_in_windows(tenant: Raw) -> Non
 async def test_a_read_is_ended_by_an_error_where_there_is_nothing(tenant: Raw) -> None:
     (only,) = await tenant.frames("0" * 64, 0, 4)
     assert only.error["name"] == "blob_not_found"
+
+
+@pytest.mark.parametrize("scope", ["sub", "all"])
+async def test_a_chunk_with_a_rollup_header_removes_nothing(tenant: Raw, scope: str) -> None:
+    """Where a bucket allows rollups, as ADR-20 has it by default, one such chunk empties it."""
+    digest = await tenant.put(b"of somebody else")
+    upload = await tenant.upload(b"first")
+    refusal = await upload.send(1, b"second", {"Nats-Rollup": scope})
+    assert "error" in refusal.json
+    assert (await upload.stored()).json["stored"] == [[0, 0]]
+    assert (await tenant.ask("get", digest.encode())).data == b"of somebody else"
+
+
+async def test_without_rollups_metadata_is_replaced_all_the_same(tenant: Raw) -> None:
+    digest = await tenant.put(b"comes and goes")
+    for _ in range(3):
+        assert digest == await tenant.put(b"comes and goes")
+        assert (await tenant.ask("delete", digest.encode())).code == 0
+    assert (await tenant.ask("get", digest.encode())).code == 404
+    assert await tenant.put(b"comes and goes") == digest
+    assert (await tenant.ask("get", digest.encode())).data == b"comes and goes"
