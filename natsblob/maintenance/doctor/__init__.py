@@ -22,6 +22,8 @@ __all__ = ["Check", "Deployment", "Status", "examine"]
 
 _PATIENCE = 5.0
 """Seconds for which a call to JetStream is repeated: the doctor is to tell, not to wait."""
+_TRIAL_PATIENCE = 10.0
+"""Seconds for each step of the round trip. An election takes 4 to 9."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,11 @@ async def examine(deployment: Deployment) -> AsyncGenerator[Check, None]:
         yield answered
         if answered.status is not Status.FAIL:
             blobs = await stack.enter_async_context(
-                connect_client(deployment.client, prefix=deployment.prefix, timeout=deployment.timeout)
+                connect_client(
+                    deployment.client,
+                    prefix=deployment.prefix,
+                    timeout=min(deployment.timeout, _TRIAL_PATIENCE),
+                )
             )
             async for check in check_round_trip(blobs, connection, deployment.prefix):
                 yield check

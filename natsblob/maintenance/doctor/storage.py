@@ -10,7 +10,7 @@ from typing import Any, Final
 from natsblob.broker.jetstream import Account, ClusterState, JetStream, StreamInfo
 from natsblob.broker.translate import StreamMissingError
 from natsblob.config.quantity import format_duration
-from natsblob.errors import BlobError
+from natsblob.errors import BlobError, UnavailableError
 from natsblob.maintenance.doctor.ask import NOTHING, Reach, ask
 from natsblob.maintenance.doctor.check import Check, Status
 from natsblob.objectstore.bucket import Bucket
@@ -52,6 +52,15 @@ async def check_storage(jetstream: JetStream, bucket: Bucket, api: str) -> Async
         return
     try:
         yield _check_account(await jetstream.account())
+    except UnavailableError as error:
+        yield Check(
+            name="jetstream",
+            status=Status.FAIL,
+            found=error.message,
+            means="Nothing can be read or written for now; what is stored is safe.",
+            todo="See that a majority of the servers runs; an election takes up to ten seconds.",
+        )
+        return
     except BlobError as error:
         yield Check(
             name="jetstream",
@@ -240,11 +249,14 @@ def check_replicas(info: StreamInfo) -> Check:
             todo="See that a majority of its servers runs; an election takes up to ten seconds.",
         )
     if behind:
+        spare = (wanted - 1) // 2 - len(behind)
         return Check(
             name="replicas",
             status=Status.WARN,
             found=f"{found}; behind or offline: {', '.join(behind)}",
-            means=f"It works, and withstands the loss of {max(0, (wanted - 1) // 2 - len(behind))} more.",
+            means=f"It works, and goes on working with {spare} fewer."
+            if spare > 0
+            else "It works, and stops when one more is lost, until one is back. Nothing is lost by that.",
             todo="Start that server, or wait until it has caught up; then look again.",
         )
     if wanted == 1:
