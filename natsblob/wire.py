@@ -42,7 +42,7 @@ Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 """A number of bytes or chunks: not negative, and exact in every JSON library."""
 
 
-class Info(msgspec.Struct, frozen=True, omit_defaults=True):
+class Info(msgspec.Struct, frozen=True):
     """What is known of a blob."""
 
     digest: Digest

@@ -69,6 +69,7 @@ async def create(
     description: Annotated[str, Parameter(metavar="TEXT")] = "",
     cluster: Annotated[str | None, Parameter(metavar="NAME")] = None,
     tag: Annotated[tuple[str, ...], Parameter(metavar="NAME")] = (),
+    rollups: Annotated[bool, Parameter(negative=())] = False,
     common: Common = UNSET,
 ) -> None:
     """Create the bucket.
@@ -93,6 +94,9 @@ async def create(
         Only on servers of this cluster.
     tag
         Only on servers with this tag; may be given several times.
+    rollups
+        Let other Object Store clients write here too. Whoever may put a blob can then also empty the
+        bucket, by a header.
     """
     from natsblob.objectstore.bucket import BucketConfig
 
@@ -111,6 +115,7 @@ async def create(
             compression=compression,
             cluster=cluster,
             tags=tag,
+            rollups=rollups,
         )
         found = await one.create(config)
         if found.config.get("num_replicas") != replicas and not common.quiet:

@@ -30,10 +30,10 @@ class BucketConfig:
     compression: bool = False
     cluster: str | None = None
     tags: tuple[str, ...] = ()
-    rollups: bool = True
-    """Whether a message may replace others by a header, as other Object Store clients do to write here.
+    rollups: bool = False
+    """Whether a header of a message may replace others, as other Object Store clients need it to write.
 
-    Not where those who publish chunks are not trusted: one header of theirs empties the whole bucket.
+    Whoever may publish chunks can then empty the whole bucket by one header (ADR 0008).
     """
 
 

@@ -38,7 +38,7 @@ async def objects(server: EmbeddedServer) -> AsyncIterator[Objects]:
     name = uuid4().hex
     async with await connect(Access((server.url,))) as connection:
         bucket = Bucket(JetStream(connection), name, prefix=f"t{name}")
-        await bucket.create(BucketConfig(name, storage="memory"))
+        await bucket.create(BucketConfig(name, storage="memory", rollups=True))
         yield Objects(bucket, chunk_size=1024)
         await bucket.jetstream.delete(bucket.layout.stream)
 

@@ -10,6 +10,7 @@ from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import pytest_asyncio
@@ -20,7 +21,7 @@ from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.jetstream import JetStream
 from natsblob.digest import Digest
 from natsblob.maintenance.adopt import adopt
-from natsblob.objectstore.bucket import Bucket
+from natsblob.objectstore.bucket import Bucket, BucketConfig
 from natsblob.objectstore.objects import Objects
 from natsblob.testing.payloads import pattern
 from tests.integration.raw import CHUNK, Raw, pieces, service
@@ -48,7 +49,11 @@ console.log(JSON.stringify({ read, listed }));
 
 @pytest.fixture
 async def raw(server: EmbeddedServer) -> AsyncIterator[Raw]:
-    async with service(server.url) as client:
+    name = uuid4().hex
+    async with await connect(Access((server.url,))) as connection:
+        bucket = Bucket(JetStream(connection), name, f"t{name}")
+        await bucket.create(BucketConfig(name, rollups=True))
+    async with service(server.url, bucket=name, prefix=f"t{name}") as client:
         yield client
 
 

@@ -219,6 +219,12 @@ def _bucket_findings(
             f"Raise it: nats stream edit {stream} --max-bytes=BYTES; or delete blobs.",
         ),
         (
+            bool(config.get("allow_rollup_hdrs")) and bucket.takes_chunks(config),
+            Status.WARN,
+            "It allows rollups: whoever may put a blob can empty the whole bucket by one header.",
+            "Fine where they may delete everything anyway. Otherwise create buckets without --rollups.",
+        ),
+        (
             bool(source) and not bucket.takes_chunks(config),
             Status.WARN,
             f"It takes chunks on {source}: it belongs to a service with another prefix.",
