@@ -25,6 +25,7 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 import natsblob
+from natsblob.broker.allocator import keep_memory
 from natsblob.broker.loop import loop_factory
 from natsblob.chunking import DEFAULT_CHUNK_SIZE
 from natsblob.testing.servers import temporary_server
@@ -183,5 +184,6 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_memory()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(main())

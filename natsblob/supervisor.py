@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from natsblob.app import Ready, run_worker
+from natsblob.broker.allocator import keep_memory
 from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.loop import loop_factory
 from natsblob.config import Address, Settings, decode, encode
@@ -186,6 +187,7 @@ async def _child() -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     settings = decode(await reader.readline())
     configure_logging(settings.log_level, settings.log_format)
+    keep_memory()
     with stop_signals() as stop:
         parent = asyncio.ensure_future(reader.read())
         parent.add_done_callback(lambda _: stop.set())

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, NoReturn, TypeAlias
 
+from natsblob.broker.allocator import keep_memory
 from natsblob.broker.loop import loop_factory
 from natsblob.cli.exits import Exit, meaning_of
 from natsblob.cli.terminal import complain
@@ -21,6 +22,7 @@ Command: TypeAlias = Callable[[], Coroutine[Any, Any, Exit | None]]
 def run(command: Command) -> Exit:
     """The exit code of a command. What goes wrong is told on stderr in a line or two, without a traceback."""
     try:
+        keep_memory()
         # Not closed: that would wait for a thread that reads a terminal or writes to a stopped pipe.
         runner = asyncio.Runner(loop_factory=loop_factory())
         return runner.run(command()) or Exit.OK
