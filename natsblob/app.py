@@ -21,6 +21,7 @@ from natsblob.errors import SetupError, UnavailableError
 from natsblob.maintenance.collect import Collector
 from natsblob.metrics import Metrics, exposed
 from natsblob.objectstore.bucket import Bucket, BucketConfig
+from natsblob.objectstore.cache import EntryCache
 from natsblob.objectstore.objects import Objects
 from natsblob.service.discovery import Discovery
 from natsblob.service.handlers import Handlers
@@ -96,7 +97,7 @@ async def worker(settings: Settings) -> AsyncIterator[Serving]:
             await stack.enter_async_context(exposed(metrics, settings.metrics))
         front = await stack.enter_async_context(await connect(Access.of(settings, f"natsblob {worker_id}")))
         replies = Replies(front, metrics, settings.reply_prefixes)
-        backend = await _backend(settings, stack, worker_id)
+        backend = await _backend(settings, front, stack, worker_id)
         commit_at = subjects.commit_at(worker_id)
         uploads = await _uploads(settings, backend, front, replies, commit_at, stack)
         caps = _caps(settings, backend, front)
@@ -125,7 +126,7 @@ async def worker(settings: Settings) -> AsyncIterator[Serving]:
         log.info("worker.draining", worker=worker_id)
 
 
-async def _backend(settings: Settings, stack: AsyncExitStack, worker_id: str) -> Backend:
+async def _backend(settings: Settings, front: Connection, stack: AsyncExitStack, worker_id: str) -> Backend:
     chunks = max(1, settings.window_bytes // settings.chunk_size)
     match settings.backend:
         case "memory":
@@ -139,10 +140,12 @@ async def _backend(settings: Settings, stack: AsyncExitStack, worker_id: str) ->
         case "jetstream":
             access = Access.of(settings.for_storage(), f"natsblob {worker_id} storage")
             storage = await stack.enter_async_context(await connect(access))
-            return await _bucket_backend(settings, storage, stack)
+            return await _bucket_backend(settings, storage, front, stack)
 
 
-async def _bucket_backend(settings: Settings, storage: Connection, stack: AsyncExitStack) -> Backend:
+async def _bucket_backend(
+    settings: Settings, storage: Connection, front: Connection, stack: AsyncExitStack
+) -> Backend:
     bucket = Bucket(JetStream(storage, domain=settings.js_domain), settings.bucket, settings.prefix)
     stream = await bucket.create(
         BucketConfig(settings.bucket, replicas=settings.replicas, storage=settings.storage)
@@ -150,7 +153,9 @@ async def _bucket_backend(settings: Settings, storage: Connection, stack: AsyncE
     replicas = int(stream.config.get("num_replicas", 1))
     objects = Objects(bucket, chunk_size=settings.chunk_size, window_bytes=settings.window_bytes)
     expiry = timedelta(seconds=settings.upload_expiry)
-    store = JetStreamStore(objects, upload_expiry=expiry)
+    cache = EntryCache(bucket.layout)
+    await stack.enter_async_context(cache.listening(front))
+    store = JetStreamStore(objects, cache, upload_expiry=expiry)
     await stack.enter_async_context(
         Collector(objects, expiry=expiry, interval=settings.collect_interval).running()
     )

@@ -64,3 +64,10 @@ class ConcurrentHasher:
         if self._waiting:
             self._start()
             await self._finish_running()
+
+
+async def digest_of_bytes(data: bytes) -> Digest:
+    """The address of `data`, computed in a thread where it is so large that others would have to wait."""
+    if len(data) <= _INLINE:
+        return Digest.of(data)
+    return await asyncio.wrap_future(_THREADS.submit(Digest.of, data))

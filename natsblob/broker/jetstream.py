@@ -40,7 +40,7 @@ EXPECTED_LAST: Final = "Nats-Expected-Last-Subject-Sequence"
 SEQUENCE: Final = "Nats-Sequence"
 PENDING: Final = "Nats-Num-Pending"
 UP_TO: Final = "Nats-UpTo-Sequence"
-_SUBJECT: Final = "Nats-Subject"
+SUBJECT: Final = "Nats-Subject"
 _TIME: Final = "Nats-Time-Stamp"
 _NOT_FOUND: Final = 10037
 
@@ -158,7 +158,7 @@ class Stored:
         """The stored message that a direct read answered with."""
         headers = message.headers
         return cls(
-            headers[_SUBJECT],
+            headers[SUBJECT],
             int(headers[SEQUENCE]),
             msgspec.convert(headers[_TIME], datetime, strict=False),
             headers,
@@ -353,12 +353,17 @@ class JetStream:
 
     async def at(self, stream: str, seq: int) -> Stored | None:
         """The message at a sequence as any replica has it, or `None` where that one has none."""
+        frame = await self.frame_at(stream, seq)
+        return Stored.from_direct(frame) if frame else None
 
-        async def attempt() -> Stored | None:
-            body = msgspec.json.encode({"seq": seq})
+    async def frame_at(self, stream: str, seq: int) -> Message | None:
+        """As `at`, as it came."""
+        body = b'{"seq":%d}' % seq
+
+        async def attempt() -> Message | None:
             reply = await self._request(f"DIRECT.GET.{stream}", body)
             if reply.status is None:
-                return Stored.from_direct(reply)
+                return reply
             _expect_not_found(reply)
             return None
 

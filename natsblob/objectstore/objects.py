@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from natsblob.broker.cleanup import shielded
-from natsblob.broker.jetstream import MAX_SUBJECTS
+from natsblob.broker.jetstream import MAX_SUBJECTS, SUBJECT
 from natsblob.broker.translate import LostRaceError
 from natsblob.chunking import DEFAULT_CHUNK_SIZE, chunk_size_for
+from natsblob.digest import Digest
 from natsblob.errors import BlobCorruptError, BlobNotFoundError, ConflictError, UnavailableError
 from natsblob.hashing import ConcurrentHasher
 from natsblob.objectstore.bucket import Bucket
@@ -26,7 +27,9 @@ from natsblob.objectstore.info import (
     new_nuid,
 )
 from natsblob.objectstore.reader import ChunkSource, exact_start_of, read_chunks
-from natsblob.objectstore.writer import Written, write_chunks
+from natsblob.objectstore.writer import Written, write_chunk, write_chunks
+
+T = TypeVar("T")
 
 WINDOW_BYTES: Final = 8 * 1024 * 1024
 """Bytes unanswered in a write and asked for in one window of a read; batches have no flow control."""
@@ -117,8 +120,23 @@ class Objects:
             await self._still_there(info)
 
         source = ChunkSource(self._jetstream, self._layout, info, still_there, verify=verify)
+        if stop - first == 1 and (seq := exact_start_of(info, first)) is not None:
+            return self._read_one(source, first, seq)
         window = max(1, self._window_bytes // info.chunk_size)
         return read_chunks(source, self._jetstream, range(min(first, stop), stop), window=window)
+
+    async def _read_one(self, source: ChunkSource, index: int, seq: int) -> AsyncIterator[bytes]:
+        """One chunk in one question, where it is where the metadata says; else as any other."""
+        frame = await self._jetstream.frame_at(self._layout.stream, seq)
+        if (
+            frame is not None
+            and frame.headers.get(SUBJECT) == source.subject
+            and source.place(frame) == index
+        ):
+            yield frame.data
+            return
+        async for chunk in read_chunks(source, self._jetstream, range(index, index + 1), window=1):
+            yield chunk
 
     async def get(self, name: str) -> AsyncIterator[bytes]:
         """The bytes of an object; `BlobCorruptError` at the end where they are not what its digest says."""
@@ -145,10 +163,27 @@ class Objects:
     async def write(self, source: AsyncIterable[bytes]) -> Written:
         """Store bytes as chunks that nothing names yet; where that fails they are dropped again."""
         nuid = new_nuid()
-        try:
-            return await write_chunks(
+        return await self._or_drop(
+            nuid,
+            write_chunks(
                 self._jetstream, self._layout, nuid, source, chunk_size=self.chunk_size, window=self.window
-            )
+            ),
+        )
+
+    async def write_one(self, data: bytes, digest: Digest) -> Written:
+        """Store bytes that fit one chunk, as `write` does."""
+        nuid = new_nuid()
+        return await self._or_drop(
+            nuid, write_chunk(self._jetstream, self._layout, nuid, data, digest, chunk_size=self.chunk_size)
+        )
+
+    async def newest_or_drop(self, name: str, nuid: str) -> Entry | None:
+        """As `newest`; where it cannot be told, chunks that were written for this name are dropped."""
+        return await self._or_drop(nuid, self.newest(name))
+
+    async def _or_drop(self, nuid: str, writing: Coroutine[Any, Any, T]) -> T:
+        try:
+            return await writing
         except BaseException:
             await shielded(self.drop(nuid))
             raise

@@ -30,7 +30,7 @@ class ChunkSource:
     ) -> None:
         self._jetstream = jetstream
         self._stream = layout.stream
-        self._subject = layout.chunks(info.nuid)
+        self.subject = layout.chunks(info.nuid)
         self._info = info
         self._still_there = still_there
         self._verify = verify
@@ -43,7 +43,7 @@ class ChunkSource:
         if attempt >= 2:
             await self._still_there()
         start = self._start(first, trust_marks=attempt == 0)
-        await self._jetstream.request_batch(self._stream, self._subject, start, count, reply)
+        await self._jetstream.request_batch(self._stream, self.subject, start, count, reply)
 
     def place(self, frame: Message) -> int | None:
         """By the index that natsblob writes, else by how many chunks are still to come."""

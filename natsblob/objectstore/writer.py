@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable
 from dataclasses import dataclass
 
+from natsblob import wire
 from natsblob.broker.jetstream import JetStream
 from natsblob.broker.publish import PublishWindow
 from natsblob.chunking import rechunk
@@ -58,3 +59,14 @@ async def write_chunks(
         digest=await hasher.digest(),
         marks=marks_of(list(publisher.seqs)),
     )
+
+
+async def write_chunk(
+    jetstream: JetStream, layout: Layout, nuid: str, data: bytes, digest: Digest, *, chunk_size: int
+) -> Written:
+    """Store bytes, whose digest is known, as the only chunk of `nuid`: `write_chunks` without its window."""
+    if not data:
+        return Written(nuid, 0, 0, chunk_size, digest, marks_of([]))
+    headers = {wire.CHUNK: "0", wire.SUM: wire.chunk_sum(data)}
+    ack = await jetstream.publish(layout.chunks(nuid), data, headers=headers)
+    return Written(nuid, len(data), 1, chunk_size, digest, marks_of([ack.seq]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final
 
@@ -16,14 +15,13 @@ from natsblob.errors import (
     DigestMismatchError,
     TooLargeError,
 )
+from natsblob.hashing import digest_of_bytes
 from natsblob.service.limits import Limits
 from natsblob.service.messages import Answer, Handler, Reply, Request
 from natsblob.service.uploads import Uploads
 from natsblob.store.base import Delegating, Store
 from natsblob.wire import Caps, GetRequest, HasReply, Info, ListRequest, MissingReply
 
-_HASH_INLINE: Final = 64 * 1024
-"""Bytes up to which hashing is done at once; beyond it would hold up the other requests."""
 _READ_BACK: Final = 32 * 1024 * 1024
 """Bytes a second at which a commit may read chunks back before it is too late."""
 _FOREIGN_ACCOUNT: Final = "_R_."
@@ -62,7 +60,7 @@ class Handlers:
             raise TooLargeError("the blob is larger than this service takes", limit=self._caps.max_blob)
         declared = request.headers.get(wire.DIGEST)
         expected = Digest.parse(declared) if declared is not None else None
-        digest = Digest.of(data) if len(data) <= _HASH_INLINE else await asyncio.to_thread(Digest.of, data)
+        digest = await digest_of_bytes(data)
         request.noted.digest = digest
         if expected is not None and digest != expected:
             raise DigestMismatchError("the bytes are not those of the declared digest; nothing is stored")
@@ -153,7 +151,9 @@ class Handlers:
             pieces = [chunk async for chunk in self._store.chunks(digest, span.first, span.count)]
             data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             data = data[span.skip : span.skip + span.length]
-            if len(data) == span.length and (span.length < info.size or await _has_digest(data, digest)):
+            if len(data) == span.length and (
+                span.length < info.size or await digest_of_bytes(data) == digest
+            ):
                 return data
         raise BlobCorruptError("the stored bytes do not have their digest; none were delivered")
 
@@ -188,12 +188,6 @@ def _get_request(data: bytes) -> GetRequest:
     if data.lstrip().startswith(b"{"):
         return wire.decode(data, GetRequest)
     return GetRequest(wire.decode_digest(data))
-
-
-async def _has_digest(data: bytes, digest: Digest) -> bool:
-    if len(data) <= _HASH_INLINE:
-        return Digest.of(data) == digest
-    return await asyncio.to_thread(Digest.of, data) == digest
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import string
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Final, Protocol
+from typing import Protocol
 
 from natsblob import wire
 from natsblob.chunking import Hashed
@@ -19,9 +18,6 @@ from natsblob.errors import UploadExpiredError
 from natsblob.service.tap import Taps
 from natsblob.store.base import Staging
 from natsblob.wire import CommitRequest, Info, Opened, UploadStatus
-
-_ALPHABET: Final = string.digits + string.ascii_letters
-_LENGTH: Final = 22
 
 
 class Uploads(Protocol):
@@ -43,20 +39,15 @@ class Uploads(Protocol):
 
 
 def new_upload() -> str:
-    """A secret of 22 letters and digits."""
-    return "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
+    """A secret of 22 hex digits."""
+    return secrets.token_hex(11)
 
 
 def stage_of(upload: str) -> str:
     """Where the chunks of an upload lie; `UploadExpiredError` where no upload is named so."""
     if not wire.is_upload_id(upload):
         raise UploadExpiredError("no such upload; begin again")
-    number = int.from_bytes(hashlib.sha256(upload.encode()).digest())
-    digits = []
-    for _ in range(_LENGTH):
-        number, digit = divmod(number, len(_ALPHABET))
-        digits.append(_ALPHABET[digit])
-    return "".join(digits)
+    return hashlib.sha256(upload.encode()).hexdigest()[:22]
 
 
 def ranges(indexes: list[int]) -> list[tuple[int, int]]:

@@ -12,8 +12,15 @@ from natsblob.broker.cleanup import shielded
 from natsblob.broker.translate import LostRaceError
 from natsblob.chunking import Hashed
 from natsblob.digest import Digest
-from natsblob.errors import BadRangeError, BlobNotFoundError, ConflictError, DigestMismatchError
-from natsblob.hashing import ConcurrentHasher
+from natsblob.errors import (
+    BadRangeError,
+    BlobCorruptError,
+    BlobNotFoundError,
+    ConflictError,
+    DigestMismatchError,
+)
+from natsblob.hashing import ConcurrentHasher, digest_of_bytes
+from natsblob.objectstore.cache import EntryCache
 from natsblob.objectstore.info import Entry, digest_of
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.staging import Staging
@@ -29,8 +36,11 @@ _RACES: Final = 8
 class JetStreamStore:
     """A `Store` on a bucket, which also takes chunks from publishers and sends them to readers."""
 
-    def __init__(self, objects: Objects, *, upload_expiry: timedelta = UPLOAD_EXPIRY) -> None:
+    def __init__(
+        self, objects: Objects, cache: EntryCache | None = None, *, upload_expiry: timedelta = UPLOAD_EXPIRY
+    ) -> None:
         self._objects = objects
+        self._cache = cache or EntryCache(objects.bucket.layout)
         self._staging = Staging(objects, expiry=upload_expiry)
 
     @property
@@ -41,15 +51,33 @@ class JetStreamStore:
         return info_of(digest, await self._find(digest))
 
     async def missing(self, digests: Sequence[Digest]) -> list[Digest]:
-        found = await self._objects.find_many([digest.hex for digest in digests])
-        dangling = {
-            name for name, entry in found.items() if not entry.is_content and not await self._leads(entry)
-        }
-        return [digest for digest in digests if digest.hex not in found or digest.hex in dangling]
+        unknown = [digest.hex for digest in digests if self._cache.get(digest.hex) is None]
+        if not unknown:
+            return []
+        looked_up_at = self._cache.now()
+        found = await self._objects.find_many(unknown)
+        absent = set(unknown) - found.keys()
+        for name, entry in found.items():
+            self._cache.add(entry, looked_up_at)
+            if not entry.is_content and not await self._leads(entry):
+                absent.add(name)
+        return [digest for digest in digests if digest.hex in absent]
 
     async def chunks(
         self, digest: Digest, first: int = 0, count: int | None = None, *, verify: bool = True
     ) -> AsyncIterator[bytes]:
+        if (cached := self._cache.get(digest.hex)) is not None:
+            begun = False
+            try:
+                async for chunk in self._objects.read(cached, first, count, verify=verify):
+                    begun = True
+                    yield chunk
+            except (BlobNotFoundError, BlobCorruptError):
+                if begun:
+                    raise
+                self._cache.forget(digest.hex)  # deleted unheard, and perhaps put again since
+            else:
+                return
         async for chunk in self._objects.read(await self._find(digest), first, count, verify=verify):
             yield chunk
 
@@ -58,20 +86,35 @@ class JetStreamStore:
         return info_of(digest, entry) if entry else None
 
     async def put(self, source: AsyncIterable[bytes], *, expected: Digest | None = None) -> Info:
-        """Store bytes. With `expected` the leader is asked first, so that known content is not written."""
+        """Store bytes. The leader is asked first where that is likely to spare writing known content."""
+        blocks = aiter(source)
+        head, is_all = await _head(blocks, self.chunk_size)
+        if is_all:
+            return await self._put_small(b"".join(head), expected)
         if expected is not None and (entry := await self._own(expected)) is not None:
-            await _check(source, expected)
+            await _check(_chained(head, blocks), expected)
             return info_of(expected, entry)
-        written = await self._objects.write(source)
+        written = await self._objects.write(_chained(head, blocks))
         if expected is not None and written.digest != expected:
             await shielded(self._objects.drop(written.nuid))
             raise _mismatch()
         return await self._name(written)
 
+    async def _put_small(self, data: bytes, expected: Digest | None) -> Info:
+        digest = await digest_of_bytes(data)
+        if expected is not None and digest != expected:
+            raise _mismatch()
+        likely = not data or self._cache.get(digest.hex) is not None
+        if likely and (entry := await self._own(digest)) is not None:
+            return info_of(digest, entry)
+        return await self._name(await self._objects.write_one(data, digest))
+
     async def delete(self, digest: Digest) -> Info:
         """Remove the blob. What was adopted from another name keeps that name and its bytes."""
+        self._cache.forget(digest.hex)
         entry = await self._find(digest)
         await self._objects.delete(digest.hex)
+        self._cache.forget(digest.hex)
         return info_of(digest, entry)
 
     async def delegate(self, digest: Digest, first: int, count: int, reply: str) -> bool:
@@ -89,7 +132,9 @@ class JetStreamStore:
         return await self._staging.stored(stage)
 
     async def commit(self, stage: str, request: CommitRequest, seen: Hashed | None) -> Info:
+        looked_up_at = self._cache.now()
         committed = await self._staging.commit(stage, request, seen)
+        self._cache.add(committed.entry, looked_up_at)
         digest = Digest.parse(committed.entry.info.name)
         return info_of(digest, committed.entry, created=committed.created)
 
@@ -97,9 +142,13 @@ class JetStreamStore:
         await self._staging.abort(stage)
 
     async def _find(self, digest: Digest) -> Entry:
+        if (cached := self._cache.get(digest.hex)) is not None:
+            return cached
+        looked_up_at = self._cache.now()
         entry = await self._objects.find(digest.hex)
         if entry is None:
             raise BlobNotFoundError(f"no blob {digest}")
+        self._cache.add(entry, looked_up_at)
         entry = await self._objects.resolve(entry)
         if digest_of(entry.info) != digest:
             raise BlobNotFoundError(f"no blob {digest}: the object that it was adopted from has changed")
@@ -127,20 +176,20 @@ class JetStreamStore:
     async def _name(self, written: Written) -> Info:
         """Give written chunks their address, unless that has bytes already: then they are dropped."""
         name = written.digest.hex
+        expected_last = 0
         for _ in range(_RACES):
+            looked_up_at = self._cache.now()
             try:
-                before = await self._objects.newest(name)
-            except BaseException:
-                await shielded(self._objects.drop(written.nuid))
-                raise
+                entry = await self._objects.name(written, name, expected_last)
+            except LostRaceError:
+                before = await self._objects.newest_or_drop(name, written.nuid)
+            else:
+                self._cache.add(entry, looked_up_at)
+                return info_of(written.digest, entry, created=True)
             if before is not None and before.is_content:
                 await shielded(self._objects.drop(written.nuid))
                 return info_of(written.digest, before)
-            try:
-                entry = await self._objects.name(written, name, before.seq if before else 0)
-            except LostRaceError:
-                continue
-            return info_of(written.digest, entry, created=True)
+            expected_last = before.seq if before else 0
         await shielded(self._objects.drop(written.nuid))
         raise ConflictError(f"other writers kept replacing blob {name}")
 
@@ -161,6 +210,25 @@ def info_of(digest: Digest, entry: Entry, *, created: bool = False) -> Info:
     """What the wire says of a blob."""
     info = entry.info
     return Info(digest, info.size, info.chunks, info.chunk_size, created, entry.modified)
+
+
+async def _head(blocks: AsyncIterator[bytes], most: int) -> tuple[list[bytes], bool]:
+    """The first blocks, until they are more than `most` bytes, and whether they are all there is."""
+    head: list[bytes] = []
+    size = 0
+    async for block in blocks:
+        head.append(block)
+        size += len(block)
+        if size > most:
+            return head, False
+    return head, True
+
+
+async def _chained(head: list[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    for block in head:
+        yield block
+    async for block in rest:
+        yield block
 
 
 async def _check(source: AsyncIterable[bytes], expected: Digest) -> None:

@@ -72,6 +72,7 @@ SUBSCRIBE = {
     "_INBOX.>": set(),
     "_INBOX.other.*": set(),
     "_R_.>": set(),
+    "$O.blobs.M.>": {"service"},
     "$O.blobs.>": set(),
     "$JS.>": set(),
     "$KV.>": set(),
