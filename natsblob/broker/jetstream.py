@@ -33,8 +33,8 @@ ATTEMPT_TIMEOUT: Final = 5.0
 """Seconds for one API call or ack. An election takes 4 to 9 s, so a call is repeated for `PATIENCE`."""
 PATIENCE: Final = 30.0
 """Seconds for which what the cluster cannot do for now is tried again."""
-MAX_SUBJECTS: Final = 1_000
-"""Subjects in one `multi_last` request; the server takes 1,024."""
+MAX_SUBJECTS: Final = 1_023
+"""Subjects in one `multi_last` request; the server takes one more."""
 
 EXPECTED_LAST: Final = "Nats-Expected-Last-Subject-Sequence"
 SEQUENCE: Final = "Nats-Sequence"

@@ -79,6 +79,10 @@ class EntryCache:
         self._entries.move_to_end(name)
         return found[0]
 
+    def anyone(self) -> str | None:
+        """The name of some object that is remembered, if there is one."""
+        return next(reversed(self._entries), None)
+
     def now(self) -> float:
         """To be taken before an entry is looked up, and given to `add`."""
         return self._clock()

@@ -64,15 +64,23 @@ class Objects:
         stored = await self._jetstream.last_at_leader(self._layout.stream, self._layout.meta(name))
         return Entry.decode(stored) if stored else None
 
-    async def find_many(self, names: Sequence[str]) -> dict[str, Entry]:
-        """Those of `names` that exist, as `find` would tell."""
+    async def find_many(self, names: Sequence[str], *, witness: str | None = None) -> dict[str, Entry]:
+        """Those of `names` that exist, as `find` would tell.
+
+        `witness` may name an object that is there. An answer that has it tells how far the replica had
+        read; if that is as far as the leader was before, what is missing in it needs no confirmation.
+        """
+        least = (await self.bucket.info()).state.last_seq if len(names) > _AT_ONCE else None
         found: dict[str, Entry] = {}
-        for start in range(0, len(names), MAX_SUBJECTS):
-            subjects = [self._layout.meta(name) for name in names[start : start + MAX_SUBJECTS]]
+        unconfirmed: list[str] = []
+        for some in _groups(list(dict.fromkeys(names)), MAX_SUBJECTS):
+            subjects = [self._layout.meta(name) for name in (*some, witness) if name is not None]
             latest = await self._jetstream.latest(self._layout.stream, subjects)
             entries = map(Entry.decode, latest.messages)
             found.update((entry.info.name, entry) for entry in entries if not entry.info.deleted)
-        for missing in _groups([name for name in dict.fromkeys(names) if name not in found], _AT_ONCE):
+            if least is None or latest.up_to < least:
+                unconfirmed += [name for name in some if name not in found]
+        for missing in _groups(unconfirmed, _AT_ONCE):
             confirmed = await asyncio.gather(*map(self.newest, missing))
             found.update(
                 (name, entry)

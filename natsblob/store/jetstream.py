@@ -55,7 +55,7 @@ class JetStreamStore:
         if not unknown:
             return []
         looked_up_at = self._cache.now()
-        found = await self._objects.find_many(unknown)
+        found = await self._objects.find_many(unknown, witness=self._cache.anyone())
         absent = set(unknown) - found.keys()
         for name, entry in found.items():
             self._cache.add(entry, looked_up_at)
