@@ -166,6 +166,10 @@ class Connection(AbstractAsyncContextManager["Connection"]):
         self._next_token += 1
         return Inbox(self._waiting, self._inbox, format(self._next_token, "x"), handler)
 
+    def new_inbox(self) -> str:
+        """A subject to `subscribe` to, for what keeps the subject that it was stored on when it arrives."""
+        return f"{self._inbox.rpartition('.')[0]}.{token_hex(11)}"
+
     @asynccontextmanager
     async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> AsyncIterator[None]:
         """Interest in `subject`, known to the server on entry and withdrawn on leaving.
