@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/.ready
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check guard bench format clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -22,12 +22,18 @@ check: $(READY) ## lint, format, types and layers, as CI does
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+guard: $(READY) ## look for a large loss of speed, in seconds, as CI does
+	@$(BIN)/python -m bench.guard
+
+bench: $(READY) ## measure beside other clients (ARGS='--quick'): docs/benchmarks.md
+	@$(BIN)/python -m bench $(ARGS)
+
 format: $(READY) ## format the code and apply safe fixes
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
 clean: ## remove .venv and everything that was generated
-	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv dist bench/out bench/peers/natsjs/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # constraints.txt names everything, the build backend too. A dependency that comes as source is built apart,

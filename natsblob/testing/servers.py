@@ -44,10 +44,10 @@ async def temporary_server(*, extra: str = "", jetstream: str = "") -> AsyncIter
 
 
 @asynccontextmanager
-async def temporary_cluster(size: int = 3) -> AsyncIterator[EmbeddedCluster]:
-    """A cluster that has elected its leader, with empty stores."""
+async def temporary_cluster(size: int = 3, *, jetstream: str = "") -> AsyncIterator[EmbeddedCluster]:
+    """A cluster that has elected its leader, with empty stores; `jetstream` as in `EmbeddedServer`."""
     with temporary_store_dir() as directory:
-        async with EmbeddedCluster(directory, size) as cluster:
+        async with EmbeddedCluster(directory, size, jetstream=jetstream) as cluster:
             yield cluster
 
 
@@ -69,9 +69,10 @@ class Seat:
 class EmbeddedCluster:
     """`size` servers with routes between them; each of `servers` may be killed, paused and restarted."""
 
-    def __init__(self, directory: Path, size: int = 3) -> None:
+    def __init__(self, directory: Path, size: int = 3, *, jetstream: str = "") -> None:
         self._directory = directory
         self._size = size
+        self._jetstream = jetstream
         self._seats: list[Seat] = []
         self.servers: list[EmbeddedServer] = []
 
@@ -120,6 +121,7 @@ class EmbeddedCluster:
                 name=f"n{number}",
                 extra=seat.config(self._seats),
                 extra_ports=(seat.route_port, seat.monitor_port),
+                jetstream=self._jetstream,
             )
             for number, seat in enumerate(self._seats, start=1)
         ]

@@ -1,0 +1,154 @@
+"""A run: servers and a worker as a deployment says, and all peers on them in alternating rounds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Final
+
+import nats
+from nats.js import JetStreamContext
+from nats.js.api import ObjectStoreConfig
+
+from bench.meter import Meter
+from bench.peers.driver import Order
+from bench.processes import BARE_BUCKET, PEERS_BUCKET, Kind, PeerError, PeerProcess, running
+from bench.profiles import Deployment, Profile, Workload
+from bench.results import Key, Results, Sample
+from natsblob.broker.embedded import EmbeddedServer
+from natsblob.testing.servers import temporary_cluster, temporary_server
+from natsblob.testing.services import running_worker
+
+_WARM_UP: Final = Workload(4096, count=20, queries=20)
+_CLEARED_AT_ONCE: Final = 32
+_PATIENCE: Final = 60.0
+_QUERIES: Final = ("has", "info")
+
+_runs = count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What peers are measured on."""
+
+    deployment: Deployment
+    servers: Sequence[EmbeddedServer]
+    worker_pid: int
+    jetstream: JetStreamContext
+    version: str
+
+    @property
+    def server_pids(self) -> list[int]:
+        return [server.pid for server in self.servers]
+
+    @property
+    def configuration(self) -> str:
+        """Version and configuration of the first server."""
+        server = self.servers[0]
+        config = (server.store_dir / "server.conf").read_text()
+        return f"nats-server {self.version}, {self.deployment}\n{config}"
+
+    async def tidy(self, bucket: str) -> None:
+        """Take everything out of a bucket, consumers that a client has left behind included."""
+        stream = f"OBJ_{bucket}"
+        for consumer in await self.jetstream.consumers_info(stream):
+            await self.jetstream.delete_consumer(stream, consumer.name)
+        await self.jetstream.purge_stream(stream)
+
+
+async def run(profile: Profile, kinds: list[Kind]) -> tuple[Results, dict[str, str]]:
+    """Measure all that the profile asks for; beside the results, how nats-server was set up for each."""
+    results = Results()
+    configuration: dict[str, str] = {}
+    for deployment in profile.deployments:
+        async with stage(deployment) as place, running(kinds, place.servers[0].url) as peers:
+            configuration[str(deployment)] = place.configuration
+            for peer in peers:
+                await _round(peer, place, _WARM_UP, Results(), 0)
+            for workload in profile.workloads:
+                fit = [peer for peer in peers if _fits(peer.kind, workload, profile)]
+                for number in range(profile.rounds):
+                    _tell(f"{deployment}: {workload}, round {number + 1} of {profile.rounds}")
+                    turn = number % len(fit)
+                    for peer in fit[turn:] + fit[:turn]:
+                        await _round(peer, place, workload, results, number)
+    return results, configuration
+
+
+@asynccontextmanager
+async def stage(deployment: Deployment) -> AsyncIterator[Stage]:
+    """Servers, a worker, and buckets for the peers."""
+    jetstream = "" if deployment.sync == "always" else f"sync_interval: {deployment.sync}"
+    async with AsyncExitStack() as stack:
+        if deployment.replicas == 1:
+            servers = [await stack.enter_async_context(temporary_server(jetstream=jetstream))]
+        else:
+            cluster = temporary_cluster(deployment.replicas, jetstream=jetstream)
+            servers = (await stack.enter_async_context(cluster)).servers
+        url = servers[0].url
+        worker = await stack.enter_async_context(running_worker(url, replicas=deployment.replicas))
+        nc = await stack.enter_async_context(await nats.connect(url))
+        found = nc.connected_server_version
+        version = f"{found.major}.{found.minor}.{found.patch}"
+        place = Stage(deployment, servers, worker.pid, nc.jetstream(timeout=_PATIENCE), version)
+        for bucket in (PEERS_BUCKET, BARE_BUCKET):
+            config = ObjectStoreConfig(bucket=bucket, replicas=deployment.replicas)
+            await place.jetstream.create_object_store(bucket, config)
+        yield place
+
+
+def _fits(kind: Kind, workload: Workload, profile: Profile) -> bool:
+    small_enough = workload.size <= profile.largest.get(kind.name, workload.size)
+    able = "has_batch" in kind.verbs if workload.batches else True
+    return small_enough and able and not (kind.serial_only and workload.at_once > 1)
+
+
+async def _round(peer: PeerProcess, place: Stage, workload: Workload, results: Results, number: int) -> None:
+    """Put, get and ask, as far as the peer can; then its bucket is empty again."""
+    run_name = f"run{next(_runs)}"
+    verbs = {"put": workload.count, "get": workload.count}
+    verbs |= dict.fromkeys(_QUERIES, workload.queries)
+    verbs["has_batch"] = workload.batches
+    for verb, operations in verbs.items():
+        key = Key(place.deployment, workload, verb, peer.kind.name)
+        if verb not in peer.kind.verbs or not operations or key in results.failures:
+            continue
+        order = Order(verb, workload.size, operations, min(workload.at_once, operations), run_name)
+        try:
+            results.add(key, number, await _measured(peer, place, order))
+        except PeerError as error:
+            results.fail(key, str(error))
+        if verb == "put" and key in results.failures:
+            break
+    if "clear" in peer.kind.verbs:
+        at_once = min(_CLEARED_AT_ONCE, workload.count)
+        await peer.order(Order("clear", workload.size, workload.count, at_once, run_name))
+    else:
+        await place.tidy(peer.kind.bucket)
+
+
+async def _measured(peer: PeerProcess, place: Stage, order: Order) -> Sample:
+    roles = {"client": [await peer.pid()], "server": place.server_pids}
+    if peer.kind.uses_worker:
+        roles["worker"] = [place.worker_pid]
+    meter = Meter(roles)
+    answer = await peer.order(order)
+    usage = meter.read()
+    if "cpu" in answer:  # without what it took to make up data to put
+        usage["client"] = replace(usage["client"], cpu=answer["cpu"])
+    return Sample(
+        operations=order.count,
+        seconds=answer["seconds"],
+        usage=usage,
+        latencies=answer.get("latencies", ()),
+        first_bytes=answer.get("first_bytes", ()),
+        held=answer.get("held", order.size if order.verb == "put" else 0),
+    )
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
