@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from natsblob.cli import blobs, diagnosis, serving
+from natsblob.cli import blobs, diagnosis, repair, serving, verify
 from natsblob.cli.bucket import bucket
 from natsblob.cli.exits import Exit
 from natsblob.cli.options import BLOBS, MORE, SERVICE
@@ -62,6 +62,9 @@ def _root() -> App:
         app.command(command, group=BLOBS, sort_key=place, usage=f"Usage: {usage}", **_PLAIN)
     app.command(serving.serve, group=SERVICE, sort_key=1, **_PLAIN)
     app.command(diagnosis.doctor, group=SERVICE, sort_key=2, **_PLAIN)
+    app.command(verify.verify, group=SERVICE, sort_key=4, **_PLAIN)
+    app.command(repair.repair, group=SERVICE, sort_key=5, **_PLAIN)
+    app.command(bench.bench, group=SERVICE, sort_key=4, **_PLAIN)
     app.command(bucket)
     app.command(diagnosis.config)
     app.command(diagnosis.version, **_PLAIN)

@@ -1,0 +1,150 @@
+"""Command verify: is every blob still what its digest says, on every server that holds it?"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from natsblob.cli.exits import Exit, UsageError
+from natsblob.cli.options import UNSET, Common, keep_quiet
+from natsblob.cli.terminal import Stdout, printable, progress, say
+from natsblob.config.quantity import parse_size
+from natsblob.digest import Digest
+
+if TYPE_CHECKING:
+    from natsblob.broker.consumers import Copies
+    from natsblob.maintenance.replicas import Comparison, Node
+    from natsblob.objectstore.objects import Objects
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A bucket as JetStream has it: its objects, and its copies one by one."""
+
+    objects: Objects
+    copies: Copies
+    patience: float
+
+
+@asynccontextmanager
+async def stored(common: Common) -> AsyncIterator[Stored]:
+    """The bucket that the options name, with their credentials: those of workers may be too weak."""
+    from natsblob.broker.connection import Access, connect
+    from natsblob.broker.consumers import Copies
+    from natsblob.broker.jetstream import JetStream
+    from natsblob.objectstore.bucket import Bucket
+    from natsblob.objectstore.objects import Objects
+
+    loaded = common.load()
+    keep_quiet(loaded)
+    settings = loaded.settings
+    async with await connect(Access.of(settings, "natsblob cli")) as connection:
+        jetstream = JetStream(connection, domain=settings.js_domain, patience=settings.timeout)
+        bucket = Bucket(jetstream, settings.bucket, settings.prefix)
+        copies = Copies(connection, bucket.layout.stream, domain=settings.js_domain)
+        yield Stored(Objects(bucket), copies, settings.timeout)
+
+
+async def verify(
+    *,
+    replicas: bool = False,
+    after: Annotated[str | None, Parameter(metavar="DIGEST")] = None,
+    rate: Annotated[str, Parameter(metavar="SIZE")] = "0",
+    common: Common = UNSET,
+) -> Exit:
+    """Read every blob, and see that its bytes are those of its digest.
+
+    It changes nothing, and the bucket stays in use. Exit code 4 where bytes are not what they should be.
+
+    Parameters
+    ----------
+    replicas
+        Read the copy of each server, and compare them: this finds a blob that is bad on one server only,
+        and so is served by the others for now. Exit code 4 where they differ, 5 where one could not be
+        read.
+    after
+        Begin behind this digest, to go on where an earlier run ended.
+    rate
+        Read no more than this in a second, such as 50MiB. [default: no limit]
+    """
+    try:
+        limit, start = parse_size(rate), Digest.parse(after) if after else None
+    except ValueError as error:
+        raise UsageError(f"{error}; write 50MiB") from error
+    if replicas and (start or limit):
+        raise UsageError("--replicas compares everything at once: give neither --after nor --rate with it")
+    async with stored(common) as one:
+        return await _compare(one, common) if replicas else await _read(one, start, limit, common)
+
+
+async def _read(one: Stored, after: Digest | None, rate: int, common: Common) -> Exit:
+    from natsblob.maintenance.verify import verify as verifying
+
+    out = Stdout()
+    blobs = corrupt = size = 0
+    total = (await one.objects.bucket.info()).state.bytes
+    with progress(f"verify {one.objects.bucket.name}", wanted=not common.quiet) as report:
+        async with aclosing(verifying(one.objects, after=after, rate=rate)) as found:
+            async for blob in found:
+                blobs, size = blobs + 1, size + blob.size
+                corrupt += blob.outcome == "corrupt"
+                if report:
+                    report(size, total)
+                if common.json:
+                    await out.record(blob)
+                elif blob.outcome == "corrupt":
+                    await out.line(f"corrupt  {blob.digest}")
+                await out.flush()
+    if not common.quiet:
+        say(f"{blobs} blobs read, {corrupt} corrupt")
+    if corrupt:
+        say("no wrong bytes were delivered. `natsblob verify --replicas` says who has them")
+    return Exit.MISMATCH if corrupt else Exit.OK
+
+
+async def _compare(one: Stored, common: Common) -> Exit:
+    from natsblob.maintenance.replicas import Comparer
+
+    found = await Comparer(one.objects, one.copies).compare()
+    await show(found, common)
+    if found.diverge:
+        lost = sum(not blob.good for blob in found.damage)
+        if lost:
+            say(f"{lost} blobs are whole on no server: remove them, and put the originals again")
+        else:
+            say("every blob is whole somewhere, and no wrong bytes are served: natsblob repair")
+        return Exit.MISMATCH
+    if not found.agree:
+        say("not every copy could be read, so nothing is known of that one: start its server, and look again")
+        return Exit.NOBODY
+    return Exit.OK
+
+
+async def show(found: Comparison, common: Common) -> None:
+    """The comparison: a line for each server, and one for each damaged blob."""
+    out = Stdout()
+    if common.json:
+        await out.record(found)
+    else:
+        for node in found.nodes:
+            if not common.quiet or not node.is_good:
+                await out.line(printable(f"{node.name:<24} {_state(node)}"))
+        for blob in found.damage:
+            good = ", ".join(blob.good) or "no server"
+            await out.line(printable(f"{blob.name}  bad on {', '.join(blob.bad)}; whole on {good}"))
+        if not common.quiet:
+            await out.line(f"{found.blobs} blobs, {len(found.damage)} damaged somewhere")
+    await out.flush()
+
+
+def _state(node: Node) -> str:
+    role = ", leader" if node.leader else ""
+    if not node.read:
+        return f"not read{role}"
+    if node.is_good:
+        return f"good, {node.messages} messages{role}"
+    return f"DAMAGED, {node.lacking} messages and {node.damaged} blobs{role}"

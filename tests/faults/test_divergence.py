@@ -1,0 +1,268 @@
+"""Bit rot on one server of three: found by reading each copy, repaired from a whole one, never served."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from natsblob.broker.connection import Access, connect
+from natsblob.broker.consumers import Copies
+from natsblob.broker.embedded import EmbeddedServer
+from natsblob.broker.jetstream import JetStream
+from natsblob.digest import Digest
+from natsblob.errors import BlobCorruptError, BlobError, BlobNotFoundError, UnavailableError
+from natsblob.maintenance.repair import Repairer
+from natsblob.maintenance.replicas import Comparer, nodes_of
+from natsblob.maintenance.verify import verify
+from natsblob.objectstore.bucket import Bucket, BucketConfig
+from natsblob.objectstore.objects import Objects
+from natsblob.store.jetstream import JetStreamStore
+from natsblob.testing.payloads import pattern
+from natsblob.testing.servers import EmbeddedCluster
+from tests.integration.cli_process import Cli
+
+CHUNK = 32 * 1024
+SIZES = (0, 5, CHUNK, 6 * CHUNK - 5)
+PATIENCE = 60.0
+
+
+async def once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+@dataclass
+class Rig:
+    """A bucket, what was put into it, and what looks after it."""
+
+    connection: object
+    bucket: Bucket
+    store: JetStreamStore
+    copies: Copies
+    comparer: Comparer
+    repairer: Repairer
+    blobs: dict[Digest, bytes]
+
+    @classmethod
+    async def make(cls, url: Access, replicas: int, name: str = "blobs") -> AsyncIterator[Rig]:
+        async with await connect(url) as connection:
+            bucket = Bucket(JetStream(connection), name, "blob")
+            await bucket.create(BucketConfig(name=name, replicas=replicas))
+            objects = Objects(bucket, chunk_size=CHUNK)
+            copies = Copies(connection, bucket.layout.stream)
+            comparer = Comparer(objects, copies)
+            repairer = Repairer(bucket, comparer, copies, patience=PATIENCE, say=lambda _: None)
+            rig = cls(connection, bucket, JetStreamStore(objects), copies, comparer, repairer, {})
+            for number in range(6):
+                for size in SIZES:
+                    await rig.put(pattern(size, seed=str(number)))
+            yield rig
+
+    async def put(self, data: bytes) -> Digest:
+        digest = (await self.store.put(once(data))).digest
+        self.blobs[digest] = data
+        return digest
+
+    async def read(self, digest: Digest) -> bytes:
+        return b"".join([chunk async for chunk in self.store.chunks(digest)])
+
+    async def lose_chunk(self, digest: Digest) -> None:
+        """Remove one chunk of a blob from every copy."""
+        connection = self.bucket.jetstream.connection
+        stream = self.bucket.layout.stream
+        entry = await Objects(self.bucket).find(digest.hex)
+        assert entry is not None
+        subject = self.bucket.layout.chunks(entry.info.nuid)
+        last = await self.bucket.jetstream.last_at_leader(stream, subject)
+        assert last is not None
+        request = json.dumps({"seq": last.seq}).encode()
+        reply = await connection.request(f"$JS.API.STREAM.MSG.DELETE.{stream}", request, timeout=5)
+        assert json.loads(reply.data)["success"]
+
+    async def consumers(self) -> list[str]:
+        connection = self.bucket.jetstream.connection
+        subject = f"$JS.API.CONSUMER.NAMES.{self.bucket.layout.stream}"
+        return list(json.loads((await connection.request(subject, timeout=5)).data)["consumers"] or [])
+
+    async def group(self) -> dict[str, bool]:
+        return nodes_of(await self.bucket.info())
+
+    async def lead(self, node: str) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while next(iter(await self.group())) != node:
+                with suppress(BlobError):
+                    await self.copies.lead(node)
+                await asyncio.sleep(0.2)
+
+
+@pytest_asyncio.fixture
+async def rig(fresh_cluster: EmbeddedCluster) -> AsyncIterator[Rig]:
+    async for made in Rig.make(Access(tuple(fresh_cluster.urls)), replicas=3):
+        yield made
+
+
+@pytest_asyncio.fixture
+async def single(server: EmbeddedServer, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    async for made in Rig.make(Access((server.url,)), replicas=1, name=request.node.name):
+        yield made
+
+
+def flip_a_bit(server: EmbeddedServer) -> None:
+    """In the middle of what a stopped server holds of the bucket."""
+    assert not server.running
+    blocks = [path for path in server.store_dir.rglob("*.blk") if "OBJ_blobs" in path.parts]
+    largest = max(blocks, key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+
+
+async def rot(cluster: EmbeddedCluster, server: EmbeddedServer) -> None:
+    await server.stop()
+    flip_a_bit(server)
+    await server.start()
+    await cluster.settled()
+
+
+@pytest.mark.cluster
+async def test_a_bit_flipped_on_each_server_in_turn_is_found_and_repaired(
+    rig: Rig, fresh_cluster: EmbeddedCluster, tmp_path: Path
+) -> None:
+    cli = Cli(tmp_path, NATS_URL=",".join(fresh_cluster.urls))
+    for server in fresh_cluster.servers:
+        await rot(fresh_cluster, server)
+
+        found = await rig.comparer.compare()
+        assert found.diverge
+        assert [node.name for node in found.nodes if not node.is_good] == [server.name]
+        assert found.damage
+        assert all(one.bad == (server.name,) and len(one.good) == 2 for one in found.damage)
+
+        await rig.lead(server.name)
+        for digest, data in rig.blobs.items():
+            try:
+                assert await rig.read(digest) == data
+            except (BlobCorruptError, BlobNotFoundError):  # a leader without the metadata knows no better
+                assert digest.hex in {one.name for one in found.damage}
+
+        ran = await asyncio.to_thread(cli, "repair", "--json")
+        assert ran.code == 0, ran.err
+        assert (await rig.comparer.compare()).agree
+
+    for server in fresh_cluster.servers:
+        await rig.lead(server.name)
+        for digest, data in rig.blobs.items():
+            assert await rig.read(digest) == data
+    assert int((await rig.bucket.info()).config["num_replicas"]) == 3
+    assert await rig.consumers() == []
+
+
+@pytest.mark.cluster
+async def test_copies_agree_while_blobs_come_and_go(rig: Rig) -> None:
+    stop = asyncio.Event()
+
+    async def churn() -> None:
+        number = 0
+        while not stop.is_set():
+            digest = await rig.put(pattern(3 * CHUNK, seed=f"churn {number}"))
+            if number % 2:
+                await rig.store.delete(digest)
+                del rig.blobs[digest]
+            number += 1
+
+    churning = asyncio.create_task(churn())
+    try:
+        for _ in range(3):
+            found = await rig.comparer.compare()
+            assert found.agree, found
+    finally:
+        stop.set()
+        await churning
+
+
+@pytest.mark.cluster
+async def test_without_a_whole_copy_nothing_is_changed(rig: Rig, fresh_cluster: EmbeddedCluster) -> None:
+    lost = next(digest for digest, data in rig.blobs.items() if len(data) > CHUNK)
+    await rig.lose_chunk(lost)
+    before = await rig.group()
+    found = await rig.comparer.compare()
+    assert [(one.name, one.good) for one in found.damage] == [(lost.hex, ())]
+    with pytest.raises(BlobCorruptError):
+        await rig.repairer.repair()
+    assert await rig.group() == before
+
+
+@pytest.mark.cluster
+async def test_a_server_that_is_down_is_not_judged(rig: Rig, fresh_cluster: EmbeddedCluster) -> None:
+    down = fresh_cluster.named(list(await rig.group())[-1])
+    await down.stop()
+    async with asyncio.timeout(PATIENCE):
+        while (await rig.group())[down.name]:  # noqa: ASYNC110 - servers decide
+            await asyncio.sleep(0.1)
+    found = await rig.comparer.compare()
+    assert not found.diverge
+    assert not found.agree
+    assert [node.name for node in found.nodes if not node.read] == [down.name]
+    with pytest.raises(UnavailableError):
+        await rig.repairer.repair()
+    assert len(await rig.group()) == 3
+
+
+async def test_a_copy_is_read_whole_and_its_readers_go_away(single: Rig) -> None:
+    found = await single.comparer.compare()
+    assert found.agree
+    assert found.blobs == len(single.blobs)
+    assert await single.consumers() == []
+
+
+async def test_a_cancelled_comparison_leaves_no_consumer(single: Rig) -> None:
+    async def reading() -> None:
+        async with single.copies.opened(list(await single.group()) or ["-"]):
+            opened.set()
+            await asyncio.Event().wait()
+
+    opened = asyncio.Event()
+    task = asyncio.create_task(reading())
+    await opened.wait()
+    assert len(await single.consumers()) == 1
+    task.cancel()
+    await asyncio.wait({task})
+    assert await single.consumers() == []
+
+
+async def test_verify_reads_every_blob_and_resumes(single: Rig) -> None:
+    lost = next(digest for digest, data in single.blobs.items() if len(data) > CHUNK)
+    await single.lose_chunk(lost)
+    objects = Objects(single.bucket)
+    found = [blob async for blob in verify(objects)]
+    assert [blob.digest for blob in found] == sorted(digest.hex for digest in single.blobs)
+    assert [blob.digest for blob in found if blob.outcome == "corrupt"] == [lost.hex]
+    half = Digest.parse(found[len(found) // 2].digest)
+    assert [blob async for blob in verify(objects, after=half)] == found[len(found) // 2 + 1 :]
+
+
+async def test_verify_keeps_to_its_rate(single: Rig) -> None:
+    total = sum(map(len, single.blobs.values()))
+    began = asyncio.get_running_loop().time()
+    async for _ in verify(Objects(single.bucket), rate=total):
+        pass
+    assert asyncio.get_running_loop().time() - began >= 0.5
+
+
+async def test_the_command_says_by_its_exit_code_what_it_found(single: Rig, tmp_path: Path) -> None:
+    connection = single.bucket.jetstream.connection
+    cli = Cli(tmp_path, NATS_URL=connection.url, NATSBLOB_BUCKET=single.bucket.name)
+    assert (await asyncio.to_thread(cli, "verify")).code == 0
+    assert (await asyncio.to_thread(cli, "verify", "--replicas")).code == 0
+    await single.lose_chunk(next(digest for digest, data in single.blobs.items() if len(data) > CHUNK))
+    assert (await asyncio.to_thread(cli, "verify")).code == 4
+    ran = await asyncio.to_thread(cli, "verify", "--replicas", "--json")
+    assert ran.code == 4
+    assert len(json.loads(ran.lines[0])["damage"]) == 1
+    assert (await asyncio.to_thread(cli, "repair")).code == 4
