@@ -311,8 +311,9 @@ class JetStream:
         Ends early where the leader has none of them any more.
         """
         start = 1
+        total = count
         while count > 0:
-            attempt = partial(self._batch, stream, subject, start, min(batch, count))
+            attempt = partial(self._batch, stream, subject, start, min(batch, count), total)
             messages = await retrying(attempt, patience=self._patience)
             if not messages:
                 return
@@ -321,22 +322,23 @@ class JetStream:
                 start = stored.seq + 1
                 count -= 1
 
-    async def _batch(self, stream: str, subject: str, start: int, count: int) -> list[Stored]:
+    async def _batch(self, stream: str, subject: str, start: int, count: int, total: int) -> list[Stored]:
         messages, end = await self._collect(stream, _batch_request(subject, start, count))
         if not messages:
             _expect_not_found(end)
-            if await self.subjects(stream, subject):
-                raise UnavailableError("a replica has not caught up yet")
+        if len(messages) < count and (await self.subjects(stream, subject)).get(subject, 0) >= total:
+            raise UnavailableError("a replica has not caught up yet, or some of its answer got lost")
         return messages
 
     async def _collect(self, stream: str, request: bytes) -> tuple[list[Stored], Message]:
-        """The messages that a direct read answers with, and its end frame."""
-        messages: list[Stored] = []
+        """The messages that a direct read answers with, each once and in stream order, and its end frame."""
+        messages: dict[int, Stored] = {}
         ended: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
 
         def take(message: Message) -> None:
             if message.status is None:
-                messages.append(Stored.from_direct(message))
+                stored = Stored.from_direct(message)
+                messages[stored.seq] = stored
             elif not ended.done():
                 ended.set_result(message)
 
@@ -344,7 +346,8 @@ class JetStream:
             await self.connection.publish(self.direct_subject(stream), request, reply=reply)
             try:
                 async with asyncio.timeout(ATTEMPT_TIMEOUT):
-                    return messages, await ended
+                    end = await ended
+                    return [messages[seq] for seq in sorted(messages)], end
             except TimeoutError:
                 raise DeadlineError("the storage did not answer a direct read in time") from None
 
