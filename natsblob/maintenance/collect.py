@@ -75,8 +75,8 @@ class Collector:
         now = await self._jetstream.now(self._layout.stream)
         stages = {nuid for subject in subjects if (nuid := self._layout.nuid_of(subject)) is not None}
         decided = {nuid for subject in subjects if (nuid := self._layout.decided_of(subject)) is not None}
-        uploads = [nuid for nuid in stages - named if await self._collect_chunks(nuid, now)]
-        decisions = [nuid for nuid in decided - stages if await self._collect_decision(nuid, now)]
+        uploads = [nuid for nuid in sorted(stages - named) if await self._collect_chunks(nuid, now)]
+        decisions = [nuid for nuid in sorted(decided - stages) if await self._collect_decision(nuid, now)]
         return Collected(len(uploads), len(decisions))
 
     async def _collect_chunks(self, nuid: str, now: datetime) -> bool:

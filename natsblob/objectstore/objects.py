@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any, Final, TypeVar
 
 from natsblob.broker.cleanup import shielded
@@ -95,7 +96,10 @@ class Objects:
         return sorted(name for subject in subjects if (name := self._layout.name_of(subject)) is not None)
 
     async def named_chunks(self) -> set[str]:
-        """The nuids of all metadata, as of now or later; `UnavailableError` where that cannot be told."""
+        """The nuids that metadata names, as of now or later; `UnavailableError` where that cannot be told.
+
+        A delete marker names nothing: where its purge got lost, the chunks are to be collected.
+        """
         least = (await self.bucket.info()).state.last_seq
         named: set[str] = set()
         # By subject, not by name: not every client encodes every name as ADR-20 says.
@@ -104,7 +108,8 @@ class Objects:
             latest = await self._jetstream.latest(self._layout.stream, some)
             if latest.up_to < least or len(latest.messages) < len(some):
                 raise UnavailableError("a replica has not caught up yet; nothing was collected")
-            named.update(Entry.decode(stored).info.nuid for stored in latest.messages)
+            infos = (Entry.decode(stored).info for stored in latest.messages)
+            named.update(info.nuid for info in infos if not info.deleted)
         return named
 
     async def resolve(self, entry: Entry) -> Entry:
@@ -170,13 +175,35 @@ class Objects:
 
     async def write(self, source: AsyncIterable[bytes]) -> Written:
         """Store bytes as chunks that nothing names yet; where that fails they are dropped again."""
+        written, seqs = await self._write(source, self.window)
+        if all(before < after for before, after in pairwise(seqs)):
+            return written
+        # Every reader goes by the order of the stream, and other clients know no other order.
+        try:
+            in_order, _ = await self._write(self._stored_at(seqs), 1)
+        finally:
+            await shielded(self.drop(written.nuid))
+        if in_order.digest != written.digest:
+            await shielded(self.drop(in_order.nuid))
+            raise BlobCorruptError("stored chunks read back as other bytes; nothing became visible")
+        return in_order
+
+    async def _write(self, source: AsyncIterable[bytes], window: int) -> tuple[Written, Sequence[int]]:
         nuid = new_nuid()
         return await self._or_drop(
             nuid,
             write_chunks(
-                self._jetstream, self._layout, nuid, source, chunk_size=self.chunk_size, window=self.window
+                self._jetstream, self._layout, nuid, source, chunk_size=self.chunk_size, window=window
             ),
         )
+
+    async def _stored_at(self, seqs: Sequence[int]) -> AsyncIterator[bytes]:
+        for seq in seqs:
+            stored = await self._jetstream.at(self._layout.stream, seq)
+            stored = stored or await self._jetstream.at_leader(self._layout.stream, seq)
+            if stored is None:
+                raise UnavailableError("chunks were purged while they were written; a repeat is safe")
+            yield stored.data
 
     async def write_one(self, data: bytes, digest: Digest) -> Written:
         """Store bytes that fit one chunk, as `write` does."""

@@ -12,7 +12,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from itertools import pairwise
+from typing import Final, Literal
 
 import msgspec
 
@@ -33,6 +34,10 @@ from natsblob.objectstore.info import Entry
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.writer import Written
 from natsblob.wire import CommitRequest, Marks, marks_of
+
+
+READ_BACK_AT_ONCE: Final = 4
+"""Uploads read back at a time in one worker, each by a window of chunks; more wait their turn."""
 
 
 class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -63,6 +68,7 @@ class Staging:
         self._jetstream = objects.bucket.jetstream
         self._layout = objects.bucket.layout
         self._expiry = expiry
+        self._reading_back = asyncio.Semaphore(READ_BACK_AT_ONCE)
 
     async def stored(self, stage: str) -> list[int]:
         """The indexes of the chunks that are stored, ascending; `UploadExpiredError` where none are."""
@@ -72,7 +78,8 @@ class Staging:
         messages = self._jetstream.messages(
             self._layout.stream, self._layout.chunks(stage), count=count, batch=self._objects.window
         )
-        indexes = [wire.chunk_index(stored.headers) async for stored in messages]
+        async with self._reading_back:
+            indexes = [wire.chunk_index(stored.headers) async for stored in messages]
         return sorted({index for index in indexes if index is not None})
 
     async def commit(self, stage: str, request: CommitRequest, seen: Hashed | None) -> Committed:
@@ -146,7 +153,8 @@ class Staging:
         ):
             written = Written(stage, seen.size, seen.chunks, seen.chunk_size, seen.digest, marks)
         else:
-            written = await self._read_back(stage, request, count)
+            async with self._reading_back:
+                written = await self._read_back(stage, request, count)
         if request.digest is not None and written.digest != request.digest:
             if written.nuid != stage:
                 await shielded(self._objects.drop(written.nuid))
@@ -155,9 +163,14 @@ class Staging:
         return written
 
     async def _marks_hold(self, stage: str, marks: Marks, chunks: int) -> bool:
-        """Whether the chunks lie where the client says: readers are sent there without a further look."""
+        """Whether the chunks lie where the client says: readers are sent there without a further look.
+
+        In order, that is: other clients read them in the order of the stream.
+        """
         claimed = {index * marks.every: seq for index, seq in enumerate(marks.seqs)}
         if len(claimed) != chunking.count(chunks, marks.every):
+            return False
+        if not all(before < after for before, after in pairwise(marks.seqs)):
             return False
         if len(claimed) == 1:  # stands for chunks one behind the other
             claimed[chunks - 1] = marks.seqs[0] + chunks - 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Sequence
 from dataclasses import dataclass
 
 from natsblob import wire
@@ -38,8 +38,11 @@ async def write_chunks(
     *,
     chunk_size: int,
     window: int,
-) -> Written:
+) -> tuple[Written, Sequence[int]]:
     """Store the bytes of `source` as the chunks of `nuid`; all of them are acknowledged on return.
+
+    Also answers the stream sequence of each. They are not ascending where a chunk had to be sent again
+    while later ones were on their way.
 
     Where it raises, chunks may have been stored: they are the caller's to purge.
     """
@@ -51,7 +54,7 @@ async def write_chunks(
             await hasher.update(chunk)
             await publisher.send(chunk)
         await publisher.finish()
-    return Written(
+    written = Written(
         nuid=nuid,
         size=await hasher.size(),
         chunks=publisher.sent,
@@ -59,6 +62,7 @@ async def write_chunks(
         digest=await hasher.digest(),
         marks=marks_of(list(publisher.seqs)),
     )
+    return written, publisher.seqs
 
 
 async def write_chunk(
