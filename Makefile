@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/.ready
 
-.PHONY: help demo test check guard bench format clean
+.PHONY: help demo test soak check guard bench format clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -15,6 +15,9 @@ demo: $(READY) ## start a server and a worker, put a file, get it back, compare
 
 test: $(READY) ## run all tests (ARGS='tests/unit -k wire' selects)
 	$(BIN)/pytest $(ARGS)
+
+soak: $(READY) ## simulate faults for a while (ARGS='--minutes 30', ARGS='--seed 42' for one schedule again)
+	$(BIN)/python -m tests.simulation $(ARGS)
 
 check: $(READY) ## lint, format, types and layers, as CI does
 	$(BIN)/ruff check

@@ -1,0 +1,225 @@
+"""A caller of the simulation: does random things with a few blobs and writes down what it hears."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Final, TypeVar
+
+from natsblob.broker.connection import Connection
+from natsblob.broker.publish import PublishWindow
+from natsblob.digest import Digest
+from natsblob.errors import BlobError, BlobNotFoundError
+from natsblob.wire import CommitRequest, Opened, marks_of
+from tests.simulation.faults import Faults
+from tests.simulation.history import Call, History, Verb
+from tests.simulation.stream import ViolationError
+from tests.simulation.worker import CHUNK, Worker
+
+T = TypeVar("T")
+
+_HOUR: Final = 3600.0
+_VERBS: Final = (
+    "put",
+    "put",
+    "put",
+    "stage",
+    "stage",
+    "stage",
+    "get",
+    "get",
+    "has",
+    "hold",
+    "delete",
+    "collect",
+)
+_COMMITS: Final = 4
+"""Times that a caller asks for a commit until it has heard what became of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    number: int
+    data: bytes
+    digest: Digest
+
+
+class Caller:
+    """One client with a connection of its own, which talks to all workers."""
+
+    def __init__(
+        self,
+        name: str,
+        random: Random,
+        faults: Faults,
+        connection: Connection,
+        workers: list[Worker],
+        blobs: list[Blob],
+        history: History,
+        *,
+        deletes: bool,
+    ) -> None:
+        self.name = name
+        self._random = random
+        self._faults = faults
+        self._connection = connection
+        self._workers = workers
+        self._blobs = blobs
+        self._history = history
+        self._deletes = deletes
+
+    async def run(self, calls: int) -> None:
+        for _ in range(calls):
+            await asyncio.sleep(self._random.choice((0.0, 0.01, 1.0, 20.0)) * self._random.random())
+            await self._idle()
+            verb = self._random.choice(_VERBS)
+            await self.do(
+                "get" if verb == "delete" and not self._deletes else verb, self._random.choice(self._blobs)
+            )
+
+    async def do(self, verb: str, blob: Blob) -> None:
+        match verb:
+            case "put":
+                await self._call("put", blob, lambda worker: self._put(worker, blob), "inline")
+            case "stage":
+                await self._stage(blob)
+            case "get":
+                await self._call("get", blob, lambda worker: self._get(worker, blob), "")
+            case "has":
+                await self._call("has", blob, lambda worker: self._has(worker, blob), "")
+            case "hold":
+                await self._hold(blob)
+            case "delete":
+                await self._call("delete", blob, lambda worker: worker.store.delete(blob.digest), "")
+            case "collect":
+                await self._call("collect", blob, lambda worker: worker.collector.collect(), "")
+
+    async def _call(
+        self, verb: Verb, blob: Blob, work: Callable[[Worker], Awaitable[object]], how: str
+    ) -> Call:
+        call = self._begin(verb, blob, how)
+        try:
+            result = await self._ask(work)
+            if verb in ("get", "has"):
+                call.found = bool(result)
+        except BlobNotFoundError as error:
+            call.error, call.found = error, False
+        except BlobError as error:
+            call.error = error
+        call.ended = asyncio.get_running_loop().time()
+        return call
+
+    def _begin(self, verb: Verb, blob: Blob, how: str) -> Call:
+        call = Call(verb, blob.number, self.name, asyncio.get_running_loop().time(), how=how)
+        self._history.calls.append(call)
+        return call
+
+    async def _ask(self, work: Callable[[Worker], Awaitable[T]]) -> T:
+        random = self._random
+        cancel_after = random.randint(1, 14) if random.random() < self._faults.cancels else None
+        return await random.choice(self._workers).answer(work, cancel_after=cancel_after)
+
+    async def _put(self, worker: Worker, blob: Blob) -> None:
+        expected = blob.digest if self._random.random() < 0.5 else None
+        info = await worker.store.put(_source(blob.data), expected=expected)
+        if info.digest != blob.digest or info.size != len(blob.data):
+            raise ViolationError("a put was answered with another blob")
+
+    async def _get(self, worker: Worker, blob: Blob) -> bool:
+        """The bytes as the store gives them: the sum of each chunk is checked, the digest is not."""
+        received = b""
+        async for chunk in worker.store.chunks(blob.digest):
+            received += chunk
+            if not blob.data.startswith(received):
+                raise ViolationError(f"wrong bytes of blob {blob.number} were served")
+        if received != blob.data:
+            raise ViolationError(f"blob {blob.number} was served short, and as complete")
+        return True
+
+    async def _has(self, worker: Worker, blob: Blob) -> bool:
+        return not await worker.store.missing([blob.digest])
+
+    async def _hold(self, blob: Blob) -> None:
+        """Open a put of known content: where it is there, that is an acknowledgement."""
+        call = self._begin("put", blob, "known")
+        try:
+            held = await self._ask(lambda worker: worker.store.held(blob.digest))
+            if held is None:
+                self._history.calls.remove(call)
+        except BlobError as error:
+            call.error = error
+        call.ended = asyncio.get_running_loop().time()
+
+    async def _stage(self, blob: Blob) -> None:
+        """An upload: opened, published past the workers, committed by some, or aborted, or forgotten."""
+        random = self._random
+        call = self._begin("put", blob, "staged")
+        opened: Opened | None = None
+        try:
+            opened = await self._ask(lambda worker: worker.uploads.open())
+            request = await self._publish(blob, opened)
+            await self._idle()
+            if random.random() < 0.1:
+                raise UnfinishedError
+            aborting = None
+            if random.random() < 0.15:
+                aborting = asyncio.create_task(self._abort(blob, opened))
+            await self._commit(request)
+            if aborting is not None:
+                await aborting
+        except BlobError as error:
+            call.error = error
+            call.ended = asyncio.get_running_loop().time()
+            if opened is not None and random.random() < 0.7:
+                await self._abort(blob, opened)
+        except UnfinishedError as error:
+            call.error = error
+        call.ended = min(call.ended, asyncio.get_running_loop().time())
+
+    async def _publish(self, blob: Blob, opened: Opened) -> CommitRequest:
+        stage = opened.chunk_subject.rpartition(".")[2]
+        window = PublishWindow(
+            self._connection,
+            opened.chunk_subject,
+            message_id=stage,
+            window=opened.window,
+            patience=30.0,
+        )
+        with window:
+            for start in range(0, len(blob.data), CHUNK):
+                await window.send(blob.data[start : start + CHUNK])
+            await window.finish()
+        digest = blob.digest if self._random.random() < 0.7 else None
+        return CommitRequest(opened.upload, len(blob.data), window.sent, digest, marks_of(window.seqs))
+
+    async def _commit(self, request: CommitRequest) -> None:
+        random = self._random
+        for number in range(_COMMITS):
+            attempts = [
+                asyncio.create_task(self._ask(lambda worker: worker.uploads.commit(request)))
+                for _ in range(random.choice((1, 1, 1, 2)))
+            ]
+            outcomes = await asyncio.gather(*attempts, return_exceptions=True)
+            failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+            if len(failures) < len(outcomes):
+                return
+            if number == _COMMITS - 1 or not all(getattr(error, "retryable", False) for error in failures):
+                raise failures[-1]
+
+    async def _abort(self, blob: Blob, opened: Opened) -> None:
+        await self._call("abort", blob, lambda worker: worker.uploads.abort(opened.upload), "")
+
+    async def _idle(self) -> None:
+        if self._random.random() < self._faults.idles:
+            await asyncio.sleep(_HOUR * self._random.choice((0.02, 0.9, 1.1, 2.1, 3.0)))
+
+
+class UnfinishedError(Exception):
+    """The caller went away in the middle."""
+
+
+async def _source(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), 7):
+        yield data[start : start + 7]

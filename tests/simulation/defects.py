@@ -1,0 +1,105 @@
+"""Defects planted on purpose, so that the simulation is known to catch them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
+from typing import Any, Final
+from unittest import mock
+
+from natsblob.broker.message import Message
+from natsblob.broker.publish import PublishWindow
+from natsblob.maintenance.collect import Collector
+from natsblob.objectstore.info import Entry
+from natsblob.objectstore.objects import Objects
+from natsblob.objectstore.reader import ChunkSource
+from natsblob.objectstore.staging import Staging
+from tests.simulation.faults import Faults
+
+Plant = Callable[[], AbstractContextManager[object]]
+
+
+def _metadata_before_chunks() -> AbstractContextManager[object]:
+    async def finish(self: PublishWindow) -> None:
+        """Does not wait for the last window's answers."""
+
+    return mock.patch.object(PublishWindow, "finish", finish)
+
+
+def _missing_is_not_confirmed() -> AbstractContextManager[object]:
+    async def find(self: Objects, name: str) -> Entry | None:
+        stored = await self._jetstream.last(self._layout.stream, self._layout.meta(name))
+        entry = Entry.decode(stored) if stored else None
+        return entry if entry and not entry.info.deleted else None
+
+    return mock.patch.object(Objects, "find", find)
+
+
+def _abort_without_decision() -> AbstractContextManager[object]:
+    async def abort(self: Staging, stage: str) -> None:
+        await self._objects.drop(stage)
+
+    return mock.patch.object(Staging, "abort", abort)
+
+
+def _collector_without_age() -> AbstractContextManager[object]:
+    async def is_old(self: Collector, subject: str, now: datetime) -> bool:
+        return True
+
+    return mock.patch.object(Collector, "_is_old", is_old)
+
+
+def _window_without_bound() -> AbstractContextManager[object]:
+    settle = PublishWindow._settle
+
+    async def unbounded(self: PublishWindow, most: int) -> None:
+        await settle(self, most if most == 0 else 1_000_000)
+
+    return mock.patch.object(PublishWindow, "_settle", unbounded)
+
+
+def _frames_by_arrival() -> AbstractContextManager[object]:
+    def place(self: Any, frame: Message) -> int | None:
+        self._arrived = getattr(self, "_arrived", -1) + 1
+        return int(self._arrived)
+
+    return mock.patch.object(ChunkSource, "place", place)
+
+
+def _drop_on_unknown_outcome() -> AbstractContextManager[object]:
+    name = Objects.name
+
+    async def dropping(self: Objects, written: Any, *args: Any) -> Entry:
+        try:
+            return await name(self, written, *args)
+        except BaseException:
+            await self.drop(written.nuid)
+            raise
+
+    return mock.patch.object(Objects, "name", dropping)
+
+
+def _chunks_in_any_order() -> AbstractContextManager[object]:
+    async def write(self: Objects, source: Any) -> Any:
+        return (await self._write(source, self.window))[0]
+
+    return mock.patch.object(Objects, "write", write)
+
+
+DEFECTS: Final[dict[str, tuple[Plant, Faults]]] = {
+    "metadata before chunks": (_metadata_before_chunks, Faults(late=0.08, reordered=0.4)),
+    "missing is not confirmed": (_missing_is_not_confirmed, Faults(lag=20.0)),
+    "abort without decision": (_abort_without_decision, Faults(lost=0.1, late=0.1)),
+    "collector without age": (_collector_without_age, Faults(late=0.1)),
+    "window without bound": (_window_without_bound, Faults(late=0.1)),
+    "frames by arrival": (_frames_by_arrival, Faults(reordered=0.4, duplicated=0.2)),
+    "drop on unknown outcome": (_drop_on_unknown_outcome, Faults(cancels=0.6)),
+    "chunks in any order": (_chunks_in_any_order, Faults(refused=0.15)),
+}
+"""Each with faults under which it shows soon."""
+
+
+def planted(defect: str | None) -> AbstractContextManager[object]:
+    """The code with a defect for as long as the context lasts, or as it is."""
+    return DEFECTS[defect][0]() if defect is not None else nullcontext()

@@ -1,0 +1,58 @@
+"""What may go wrong in one schedule, and how often: all of it drawn from the seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+
+@dataclass(slots=True)
+class Faults:
+    """Probabilities are per message, times in seconds. All zero: a network that works."""
+
+    lost: float = 0.0
+    duplicated: float = 0.0
+    reordered: float = 0.0
+    late: float = 0.0
+    """A delay of up to 8 s, longer than any single attempt waits."""
+    refused: float = 0.0
+    """Answered with a passing error, or `no responders`."""
+    lag: float = 0.0
+    """How long replicas may lag behind."""
+    outages: int = 0
+    """Periods in which the stream has no leader."""
+    cuts: int = 0
+    """Times that a connection is lost and comes back."""
+    full: int = 0
+    """Periods in which the storage is full."""
+    crashes: int = 0
+    """Workers that die at one of their steps."""
+    cancels: float = 0.0
+    """Calls that are cancelled at one of their steps."""
+    clock_step: float = 0.0
+    """By how much the server's clock may step, in either direction."""
+    idles: float = 0.0
+    """How often a caller pauses for hours between two steps."""
+
+    @classmethod
+    def drawn(cls, random: Random) -> Faults:
+        """Some kinds of faults together, each mild or hard; a few schedules have none."""
+
+        def maybe(value: float) -> float:
+            return value * random.choice((0.2, 0.5, 1.0)) if random.random() < 0.45 else 0.0
+
+        return cls(
+            lost=maybe(0.15),
+            duplicated=maybe(0.2),
+            reordered=maybe(0.4),
+            late=maybe(0.08),
+            refused=maybe(0.15),
+            lag=maybe(20.0),
+            outages=random.choice((0, 0, 0, 1, 2)),
+            cuts=random.choice((0, 0, 0, 1, 3)),
+            full=random.choice((0, 0, 0, 0, 1)),
+            crashes=random.choice((0, 0, 1, 2)),
+            cancels=maybe(0.3),
+            clock_step=maybe(3600.0),
+            idles=maybe(0.2),
+        )

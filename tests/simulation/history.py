@@ -1,0 +1,111 @@
+"""What callers did and heard in one schedule, and the invariants that it has to satisfy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from natsblob.errors import (
+    BlobError,
+    BlobNotFoundError,
+    BusyError,
+    ConflictError,
+    DeadlineError,
+    InsufficientStorageError,
+    UnavailableError,
+    UploadExpiredError,
+)
+from tests.simulation.stream import ViolationError
+
+REQUEST_TIMEOUT: Final = 60.0
+"""Seconds that a worker gives itself for one request."""
+_CLEANUP: Final = 16.0
+"""Seconds that cleanups may take after that: three in a row, each with its own bound."""
+
+Verb = Literal["put", "get", "has", "delete", "abort", "collect"]
+_PASSING: Final = (UnavailableError, DeadlineError, BusyError, InsufficientStorageError)
+_HARMLESS: Final[dict[Verb, tuple[type[BlobError], ...]]] = {
+    "put": (*_PASSING, UploadExpiredError, ConflictError),
+    "get": (*_PASSING, BlobNotFoundError),
+    "has": _PASSING,
+    "delete": (*_PASSING, BlobNotFoundError, ConflictError),
+    "abort": (*_PASSING, UploadExpiredError, ConflictError),
+    "collect": _PASSING,
+}
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of one caller. `began` of a staged put is when its first chunk was published."""
+
+    verb: Verb
+    blob: int
+    caller: str
+    began: float
+    ended: float = math.inf
+    found: bool | None = None
+    error: BaseException | None = None
+    how: str = ""
+
+    @property
+    def is_acknowledged(self) -> bool:
+        return self.ended < math.inf and self.error is None
+
+    @property
+    def may_act_until(self) -> float:
+        """The outcome of a call that failed is not known, and what it sent may arrive later."""
+        settled = self.error is None or isinstance(self.error, BlobNotFoundError)
+        return self.ended if settled else math.inf
+
+    def __str__(self) -> str:
+        outcome = "ok" if self.error is None else f"{type(self.error).__name__}: {self.error}"
+        if self.found is not None:
+            outcome = "found" if self.found else "not found"
+        times = f"{self.began:12.4f} {self.ended:12.4f}"
+        return f"{times}  {self.caller:<9} {self.verb:<8} {self.how:<14} blob {self.blob}  {outcome}"
+
+
+@dataclass(slots=True)
+class History:
+    """All calls of a schedule, and what happened around them, in order of their beginning."""
+
+    calls: list[Call] = field(default_factory=list)
+    events: list[tuple[float, str]] = field(default_factory=list)
+
+    def lines(self) -> Iterator[str]:
+        """For people, in order of time."""
+        told = [(call.began, str(call)) for call in self.calls]
+        told += [(at, f"{at:12.4f} {'':12}  -- {what}") for at, what in self.events]
+        return (line for _, line in sorted(told, key=lambda pair: pair[0]))
+
+    def check(self) -> None:
+        """`ViolationError` where a call heard what it must not, too late, or of no good reason."""
+        for call in self.calls:
+            self._check_outcome(call)
+            if call.verb in ("get", "has") and call.found is False:
+                self._check_missing(call)
+
+    def must_exist(self, blob: int, since: float, until: float) -> Call | None:
+        """A put that was acknowledged before `since` and no delete can have undone by `until`."""
+        puts = (call for call in self.calls if call.verb == "put" and call.blob == blob)
+        deletes = [call for call in self.calls if call.verb == "delete" and call.blob == blob]
+        for put in puts:
+            undone = any(undo.began < until and undo.may_act_until > put.began for undo in deletes)
+            if put.is_acknowledged and put.ended < since and not undone:
+                return put
+        return None
+
+    def _check_missing(self, call: Call) -> None:
+        put = self.must_exist(call.blob, call.began, call.ended)
+        if put is not None:
+            raise ViolationError(f"acknowledged, and then not found:\n{put}\n{call}")
+
+    def _check_outcome(self, call: Call) -> None:
+        if call.ended == math.inf:
+            raise ViolationError(f"a call was not answered:\n{call}")
+        if call.how != "staged" and call.ended - call.began > REQUEST_TIMEOUT + _CLEANUP:
+            raise ViolationError(f"a call was answered after its deadline:\n{call}")
+        if isinstance(call.error, BlobError) and not isinstance(call.error, _HARMLESS[call.verb]):
+            raise ViolationError(f"a call failed in a way that nothing explains:\n{call}") from call.error

@@ -1,0 +1,142 @@
+"""Connections of the simulation: the real `Connection` on a client whose messages pass through faults."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from random import Random
+from types import SimpleNamespace
+from typing import Any, Final, Literal, Protocol, cast
+from urllib.parse import urlparse
+
+from natsblob.broker.client import DirectClient, Handler
+from natsblob.broker.connection import Connection
+from natsblob.broker.message import Message
+from natsblob.errors import UnavailableError
+from natsblob.wire import Headers
+from tests.simulation.faults import Faults
+from tests.simulation.stream import ViolationError
+
+MAX_PAYLOAD: Final = 1024 * 1024
+_HOP: Final = 0.002
+_LATE: Final = 8.0
+
+
+class Peer(Protocol):
+    """Who takes what clients publish."""
+
+    def take(self, client: SimulatedClient, message: Message) -> None: ...
+
+
+class SimulatedClient:
+    """What `Connection` uses of nats-py's client. Crashed, it sends and hears nothing any more."""
+
+    max_payload: Final = MAX_PAYLOAD
+    is_closed: Final = False
+    connected_url: Final = urlparse("nats://simulation:4222")
+    connected_server_version: Final = SimpleNamespace(major=2, minor=12, patch=0)
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._subscriptions: dict[int, tuple[str, Handler]] = {}
+        self._next_sid = 0
+        self.is_connected = True
+        self.is_dead = False
+        self.steps = 0
+        self._unanswered: dict[str, set[str]] = {}
+        self.on_step: Callable[[int], None] | None = None
+        """Called with the number of messages sent so far, before each: where crashes happen."""
+
+    async def send(self, subject: str, reply: str, headers: Headers | None, data: bytes | memoryview) -> None:
+        self.enqueue(subject, reply, headers, data)
+
+    def enqueue(self, subject: str, reply: str, headers: Headers | None, data: bytes | memoryview) -> None:
+        self.steps += 1
+        if self.on_step is not None:
+            self.on_step(self.steps)
+        if self.is_dead:
+            return
+        if not self.is_connected:
+            raise UnavailableError("the connection to NATS is interrupted")
+        self._bound(reply)
+        self._network.to_server(self, Message(subject, reply, bytes(data), headers or {}))
+
+    def _bound(self, reply: str) -> None:
+        """What windows of publishers are for: a server drops the client with too much on its way."""
+        window, _, index = reply.rpartition(".")
+        if window.count(".") == 2:
+            unanswered = self._unanswered.setdefault(window, set())
+            unanswered.add(index)
+            if len(unanswered) > self._network.max_pending:
+                raise ViolationError(f"{len(unanswered)} chunks were published without an answer to any")
+
+    async def subscribe_direct(self, subject: str, handler: Handler, queue: str = "") -> int:
+        self._next_sid += 1
+        self._subscriptions[self._next_sid] = (subject, handler)
+        return self._next_sid
+
+    async def unsubscribe_direct(self, sid: int) -> None:
+        self._subscriptions.pop(sid, None)
+
+    async def flush(self) -> None:
+        await asyncio.sleep(_HOP)
+
+    def deliver(self, message: Message) -> None:
+        if self.is_dead or not self.is_connected:
+            return
+        window, _, index = message.subject.rpartition(".")
+        self._unanswered.get(window, set()).discard(index)
+        for pattern, handler in list(self._subscriptions.values()):
+            if pattern == message.subject or (
+                pattern.endswith(".>") and message.subject.startswith(pattern[:-1])
+            ):
+                handler(message)
+
+
+Line = tuple[SimulatedClient, Literal["in", "out"]]
+
+
+class Network:
+    """Carries messages between clients and the server, well or badly."""
+
+    def __init__(self, random: Random, faults: Faults, *, max_pending: int) -> None:
+        self.faults = faults
+        self.max_pending = max_pending
+        """Chunks on their way to or from one client at most; there is no flow control."""
+        self.clients: list[SimulatedClient] = []
+        self._random = random
+        self._server: Peer | None = None
+        self._latest: dict[Line, float] = {}
+
+    def serve(self, server: Peer) -> None:
+        self._server = server
+
+    async def connect(self) -> tuple[Connection, SimulatedClient]:
+        client = SimulatedClient(self)
+        self.clients.append(client)
+        connection = Connection(cast("DirectClient", client), "_INBOX", asyncio.Event())
+        await connection.listen()
+        return connection, client
+
+    def to_server(self, client: SimulatedClient, message: Message) -> None:
+        if self._server is not None:
+            self._carry((client, "out"), self._server.take, client, message)
+
+    def to_client(self, client: SimulatedClient, message: Message) -> None:
+        self._carry((client, "in"), client.deliver, message)
+
+    def _carry(self, line: Line, arrive: Callable[..., None], *what: Any) -> None:
+        random, faults = self._random, self.faults
+        if random.random() < faults.lost:
+            return
+        for _ in range(2 if random.random() < faults.duplicated else 1):
+            loop = asyncio.get_running_loop()
+            at = loop.time() + _HOP * (0.5 + random.random())
+            if random.random() < faults.late:
+                at += _LATE * random.random()
+            if random.random() < faults.reordered:
+                at += 0.05 * random.random()
+            else:  # behind what went before, as on one TCP connection
+                at = max(at, self._latest.get(line, 0.0) + 1e-6)
+                self._latest[line] = at
+            loop.call_at(at, arrive, *what)

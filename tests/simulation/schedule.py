@@ -1,0 +1,261 @@
+"""One schedule: everything that happens in it follows from its seed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Final
+
+from natsblob.broker.connection import Connection
+from natsblob.digest import Digest
+from natsblob.objectstore.info import Layout
+from tests.simulation.caller import Blob, Caller
+from tests.simulation.clock import StuckError, VirtualLoop, deterministic
+from tests.simulation.faults import Faults
+from tests.simulation.history import History
+from tests.simulation.network import Network
+from tests.simulation.server import Server
+from tests.simulation.stream import Stream, ViolationError
+from tests.simulation.worker import BUCKET, CHUNK, WINDOW, Worker
+
+_SIZES: Final = (0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 5 * CHUNK + 3, 9 * CHUNK)
+_SETTLED: Final = 900.0
+"""Seconds after which everything that was sent has arrived."""
+_OLD: Final = 6 * 3600.0
+"""Seconds after which everything that nothing names is old enough to be collected, whatever the clock did."""
+_PASSES: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one schedule."""
+
+    seed: int
+    faults: Faults
+    history: History
+    violation: str | None
+    virtual_seconds: float
+
+    def __str__(self) -> str:
+        lines = [
+            f"seed {self.seed}: {self.violation or 'no violation'}",
+            str(self.faults),
+            *self.history.lines(),
+        ]
+        return "\n".join(lines)
+
+
+def run(seed: int, faults: Faults | None = None) -> Outcome:
+    """Run the schedule of a seed to its end, or to the first violation; with these faults or drawn ones."""
+    loop = VirtualLoop()
+    schedule = Schedule(seed, faults)
+    found: list[str] = []
+
+    def failed(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        found.append(str(context.get("exception") or context["message"]))
+
+    loop.set_exception_handler(failed)
+    violation: str | None = None
+    with deterministic(seed):
+        try:
+            loop.run_until_complete(schedule.run(found))
+        except (ViolationError, StuckError) as error:
+            violation = str(error)
+        finally:
+            _end(loop)
+    return Outcome(seed, schedule.faults, schedule.history, found[0] if found else violation, loop.time())
+
+
+def _end(loop: VirtualLoop) -> None:
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=60.0))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+
+
+class Schedule:
+    """Callers, workers and faults; then healing, collection and a last look at everything."""
+
+    def __init__(self, seed: int, faults: Faults | None) -> None:
+        self._random = random = Random(seed)
+        self.history = History()
+        self.faults = faults or Faults.drawn(random)
+        self._network = Network(random, self.faults, max_pending=WINDOW)
+        self._stream = Stream(Layout(BUCKET), replicas=3)
+        self._server = Server(self._network, self._stream, random)
+        self._network.serve(self._server)
+        sizes = random.sample(_SIZES, 2)
+        self._blobs = [self._blob(number, size) for number, size in enumerate(sizes)]
+        self._workers: list[Worker] = []
+        self._deletes = random.random() < 0.4
+
+    def _blob(self, number: int, size: int) -> Blob:
+        data = self._random.randbytes(size)
+        return Blob(number, data, Digest.of(data))
+
+    async def run(self, found: list[str]) -> None:
+        random, faults = self._random, self.faults
+        for number in range(2):
+            crash_at = random.randint(1, 60) if number < faults.crashes else None
+            self._workers.append(await Worker.start(self._network, crash_at=crash_at))
+        callers = [
+            self._caller(f"caller {number}", faults, (await self._network.connect())[0])
+            for number in range(random.choice((1, 2, 3)))
+        ]
+        trouble = [asyncio.create_task(fault) for fault in self._trouble()]
+        await asyncio.gather(*(caller.run(random.randint(2, 4)) for caller in callers))
+        for task in trouble:
+            task.cancel()
+        await self._heal(found)
+        await self._look(self._caller("reader", Faults(), (await self._network.connect())[0]))
+        if found:
+            raise ViolationError(found[0])
+
+    def _caller(self, name: str, faults: Faults, connection: Connection) -> Caller:
+        return Caller(
+            name,
+            self._random,
+            faults,
+            connection,
+            self._workers,
+            self._blobs,
+            self.history,
+            deletes=self._deletes,
+        )
+
+    def _trouble(self) -> list[Coroutine[Any, Any, None]]:
+        random, faults = self._random, self.faults
+        periods: list[Coroutine[Any, Any, None]] = [self._restarts()]
+        periods += [self._period("no leader", self._lose_leader, self._elect) for _ in range(faults.outages)]
+        periods += [self._period("full", self._fill, self._empty) for _ in range(faults.full)]
+        periods += [self._cut() for _ in range(faults.cuts)]
+        if faults.lag:
+            periods.append(self._lag())
+        if faults.clock_step:
+            periods.append(self._step_clock(random.uniform(-faults.clock_step, faults.clock_step)))
+        return periods
+
+    async def _restarts(self) -> None:
+        """A worker that crashed is replaced a little later."""
+        while True:
+            await asyncio.sleep(1.0)
+            for number, worker in enumerate(self._workers):
+                if worker.client.is_dead:
+                    self._note("a worker crashed and is started again")
+                    self._workers[number] = await Worker.start(self._network)
+
+    async def _period(self, name: str, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        await asyncio.sleep(self._random.choice((0.1, 3.0, 30.0)) * self._random.random())
+        self._note(f"{name}: begins")
+        begin()
+        await asyncio.sleep(self._random.choice((1.0, 9.0, 40.0)) * self._random.random())
+        end()
+        self._note(f"{name}: ends")
+
+    def _lose_leader(self) -> None:
+        self._server.has_leader = False
+
+    def _elect(self) -> None:
+        self._server.has_leader = True
+        if self._random.random() < 0.5:
+            self._stream.forget_purged_ids()
+
+    def _fill(self) -> None:
+        self._stream.is_full = True
+
+    def _empty(self) -> None:
+        self._stream.is_full = False
+
+    async def _cut(self) -> None:
+        await asyncio.sleep(self._random.choice((0.1, 3.0, 30.0)) * self._random.random())
+        worker = self._random.choice(self._workers)
+        self._note("a connection is lost")
+        worker.client.is_connected = False
+        worker.connection.interrupted()
+        await asyncio.sleep(5.0 * self._random.random())
+        worker.client.is_connected = True
+        worker.connection.epoch += 1
+        self._note("it is back")
+
+    async def _lag(self) -> None:
+        while True:
+            for replica in self._stream.replicas[1:]:
+                replica.lag = (
+                    self.faults.lag * self._random.choice((0.0, 0.01, 0.2, 1.0)) * self._random.random()
+                )
+            await asyncio.sleep(10.0)
+
+    async def _step_clock(self, step: float) -> None:
+        await asyncio.sleep(self._random.choice((0.1, 3.0, 30.0)) * self._random.random())
+        self._server.clock_offset += step
+        self._note(f"the server's clock steps by {step:.0f} s")
+
+    async def _heal(self, found: list[str]) -> None:
+        self._network.faults = Faults()
+        self._elect()
+        self._empty()
+        for replica in self._stream.replicas:
+            replica.lag = 0.0
+        for client in self._network.clients:
+            client.is_connected = True
+        await asyncio.sleep(_SETTLED)
+        for worker in self._workers:
+            await worker.stop()
+        self._note("healed")
+        self._check_leaks()
+        if found:
+            raise ViolationError(found[0])
+
+    def _check_leaks(self) -> None:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        if left:
+            raise ViolationError(f"tasks were left behind: {[task.get_coro() for task in left]}")
+        for worker in self._workers:
+            if worker.connection._waiting or worker.connection._asking:
+                raise ViolationError("a worker still waits for answers when nothing runs")
+
+    async def _look(self, caller: Caller) -> None:
+        """After collection with an old clock nothing is left but blobs, and all that were acknowledged."""
+        self._workers[:] = [await Worker.start(self._network)]
+        self.history.check()
+        await self._read_all(caller)
+        for _ in range(_PASSES):
+            await asyncio.sleep(_OLD)
+            await self._workers[0].collector.collect()
+        self._note("collected")
+        self._check_orphans()
+        await self._read_all(caller)
+        self.history.check()
+
+    async def _read_all(self, caller: Caller) -> None:
+        now = asyncio.get_running_loop().time()
+        for blob in self._blobs:
+            visible = self._stream.layout.meta(blob.digest.hex) in self._stream.visible
+            put = self.history.must_exist(blob.number, now, now)
+            if put is not None and not visible:
+                raise ViolationError(f"acknowledged, and lost:\n{put}")
+            await caller.do("get", blob)
+            call = self.history.calls[-1]
+            if call.error is not None and call.found is None:
+                raise ViolationError(f"not readable after healing:\n{call}")
+            if call.found != visible:
+                raise ViolationError(f"a get does not tell what is there:\n{call}")
+
+    def _check_orphans(self) -> None:
+        layout = self._stream.layout
+        live = {info.nuid for info in self._stream.visible.values()}
+        for subject in self._stream.leader.by_subject:
+            nuid = layout.nuid_of(subject)
+            if subject.startswith(f"$O.{BUCKET}.C.") and nuid is not None and nuid not in live:
+                raise ViolationError(f"orphans are left after collection: {subject}")
+            decided = layout.decided_of(subject)
+            if decided is not None and decided not in live:
+                raise ViolationError(f"a decision is left after collection: {subject}")
+
+    def _note(self, what: str) -> None:
+        self.history.events.append((asyncio.get_running_loop().time(), what))

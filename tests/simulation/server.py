@@ -1,0 +1,183 @@
+"""A server in the simulation: takes publishes and JetStream API requests for one stream."""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64encode
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any, Final
+
+import msgspec
+
+from natsblob.broker.message import DESCRIPTION, Message
+from natsblob.wire import STATUS, Headers
+from tests.simulation.network import Network, SimulatedClient
+from tests.simulation.stream import Copy, Record, Stream, ViolationError
+
+_EPOCH: Final = datetime(2030, 1, 1, tzinfo=UTC)
+_API: Final = "$JS.API."
+_PASSING: Final = (
+    (503, 10008, "JetStream system temporarily unavailable"),
+    (429, 10167, "too many requests"),
+)
+
+
+class Server:
+    """The stream's API (ADR-1, ADR-31) as the code under test uses it; leaders may be missing for a while."""
+
+    def __init__(self, network: Network, stream: Stream, random: Random) -> None:
+        self.stream = stream
+        self.clock_offset = 0.0
+        self.has_leader = True
+        self._network = network
+        self._random = random
+        self._ingest = f"blob.chunk.{stream.layout.bucket}."
+
+    def take(self, client: SimulatedClient, message: Message) -> None:
+        subject = message.subject
+        if subject.startswith(_API):
+            self._call(client, message, subject.removeprefix(_API))
+        elif subject.startswith((self._ingest, "$O.")):
+            if subject.startswith(self._ingest):
+                for other in self._network.clients:
+                    self._network.to_client(other, message)
+            self._store(client, message)
+
+    def _store(self, client: SimulatedClient, message: Message) -> None:
+        if not self._available(client, message, as_ack=True):
+            return
+        subject = message.subject
+        if subject.startswith(self._ingest):
+            subject = self.stream.layout.chunks(subject.removeprefix(self._ingest))
+        now = asyncio.get_running_loop().time()
+        outcome = self.stream.append(
+            subject, message.headers, message.data, at=now, stamp=now + self.clock_offset
+        )
+        if len(outcome) == 3:
+            self._answer(client, message.reply, _error(*outcome))
+        else:
+            seq, duplicate = outcome
+            ack = {"stream": self.stream.layout.stream, "seq": seq, "duplicate": duplicate}
+            self._answer(client, message.reply, ack)
+
+    def _call(self, client: SimulatedClient, message: Message, operation: str) -> None:
+        stream = self.stream.layout.stream
+        verb, _, rest = operation.partition(f".{stream}")
+        if verb == "DIRECT.GET":
+            self._read(client, message, rest.removeprefix("."))
+            return
+        if not self._available(client, message, as_ack=False):
+            return
+        body = msgspec.json.decode(message.data) if message.data else {}
+        answers = {"STREAM.INFO": self._info, "STREAM.PURGE": self._purge, "STREAM.MSG.GET": self._message}
+        self._answer(client, message.reply, answers[verb](body))
+
+    def _available(self, client: SimulatedClient, message: Message, *, as_ack: bool) -> bool:
+        random = self._random
+        if self.has_leader and random.random() >= self._network.faults.refused:
+            return True
+        if not self.has_leader and random.random() < 0.5:
+            return False  # a request to a stream without a leader is often not answered at all
+        if random.random() < 0.5:
+            self._send(client, message.reply, b"", {STATUS: "503"})
+        else:
+            self._answer(client, message.reply, _error(*_PASSING[random.randrange(2) if as_ack else 0]))
+        return False
+
+    def _info(self, body: dict[str, Any]) -> object:
+        leader = self.stream.leader
+        state: dict[str, Any] = {"messages": len(leader.records), "last_seq": leader.last_seq}
+        total = 0
+        if pattern := body.get("subjects_filter"):
+            found = {s: len(seqs) for s, seqs in sorted(leader.by_subject.items()) if _matches(pattern, s)}
+            total = len(found)
+            state["subjects"] = dict(list(found.items())[body.get("offset", 0) :])
+        return {"ts": self._stamp(self._now()), "config": {}, "state": state, "total": total}
+
+    def _purge(self, body: dict[str, Any]) -> object:
+        now = asyncio.get_running_loop().time()
+        return {"success": True, "purged": self.stream.purge(body["filter"], body.get("keep", 0), at=now)}
+
+    def _message(self, body: dict[str, Any]) -> object:
+        leader = self.stream.leader
+        record = leader.records.get(body["seq"]) if "seq" in body else leader.last(body["last_by_subj"])
+        if record is None:
+            return _error(404, 10037, "no message found")
+        lines = "".join(f"{name}: {value}\r\n" for name, value in record.headers.items())
+        stored = {
+            "subject": record.subject,
+            "seq": record.seq,
+            "time": self._stamp(record.time),
+            "hdrs": b64encode(f"NATS/1.0\r\n{lines}\r\n".encode()).decode(),
+            "data": b64encode(record.data).decode(),
+        }
+        return {"message": stored}
+
+    def _read(self, client: SimulatedClient, message: Message, last_of: str) -> None:
+        """A direct read, by whichever replica takes it."""
+        random = self._random
+        number = random.randrange(len(self.stream.replicas))
+        copy = self.stream.at_replica(number, asyncio.get_running_loop().time())
+        if random.random() < self._network.faults.refused:
+            self._send(client, message.reply, b"", {STATUS: "408", DESCRIPTION: "Bad Request"})
+            return
+        body: dict[str, Any] = {} if last_of else msgspec.json.decode(message.data)
+        if "multi_last" in body:
+            found = [record for subject in body["multi_last"] if (record := copy.last(subject)) is not None]
+            self._frames(client, message.reply, copy, sorted(found, key=lambda record: record.seq), 0)
+        elif "batch" in body:
+            if body["batch"] > self._network.max_pending:
+                raise ViolationError(f"{body['batch']} chunks were asked for at once, without flow control")
+            found = copy.first_from(body["next_by_subj"], body["seq"])
+            self._frames(client, message.reply, copy, found[: body["batch"]], len(found))
+        else:
+            single = copy.last(last_of) if last_of else copy.records.get(body["seq"])
+            if single is None:
+                self._send(client, message.reply, b"", {STATUS: "404", DESCRIPTION: "Message Not Found"})
+            else:
+                self._frame(client, message.reply, single, None)
+
+    def _frames(
+        self, client: SimulatedClient, reply: str, copy: Copy, records: list[Record], pending: int
+    ) -> None:
+        if not records:
+            self._send(client, reply, b"", {STATUS: "404", DESCRIPTION: "Message Not Found"})
+            return
+        for number, record in enumerate(records, 1):
+            self._frame(client, reply, record, max(0, pending - number))
+        end = {STATUS: "204", DESCRIPTION: "EOB", "Nats-UpTo-Sequence": str(copy.last_seq)}
+        self._send(client, reply, b"", end)
+
+    def _frame(self, client: SimulatedClient, reply: str, record: Record, pending: int | None) -> None:
+        headers = {
+            **record.headers,
+            "Nats-Stream": self.stream.layout.stream,
+            "Nats-Subject": record.subject,
+            "Nats-Sequence": str(record.seq),
+            "Nats-Time-Stamp": self._stamp(record.time),
+        }
+        if pending is not None:
+            headers["Nats-Num-Pending"] = str(pending)
+        self._send(client, reply, record.data, headers)
+
+    def _answer(self, client: SimulatedClient, reply: str, body: object) -> None:
+        self._send(client, reply, msgspec.json.encode(body), {})
+
+    def _send(self, client: SimulatedClient, reply: str, data: bytes, headers: Headers) -> None:
+        if reply:
+            self._network.to_client(client, Message(reply, "", data, headers))
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time() + self.clock_offset
+
+    def _stamp(self, time: float) -> str:
+        return (_EPOCH + timedelta(seconds=time)).isoformat()
+
+
+def _error(code: int, err_code: int, description: str) -> dict[str, Any]:
+    return {"error": {"code": code, "err_code": err_code, "description": description}}
+
+
+def _matches(pattern: str, subject: str) -> bool:
+    return subject.startswith(pattern[:-1]) if pattern.endswith(".>") else subject == pattern

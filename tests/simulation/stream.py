@@ -1,0 +1,177 @@
+"""The model of one stream: what its leader holds, what its replicas know of that, and what must hold."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from natsblob import wire
+from natsblob.objectstore.info import Layout, ObjectInfo
+from natsblob.wire import Headers
+
+DEDUPLICATION: Final = 120.0
+"""Seconds for which message ids are remembered."""
+MAX_BYTES_REACHED: Final = (400, 10077, "maximum bytes exceeded")
+WRONG_LAST: Final = (400, 10071, "wrong last sequence")
+
+
+class ViolationError(AssertionError):
+    """An invariant does not hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A stored message. `time` is what the server's clock showed, which may step."""
+
+    subject: str
+    seq: int
+    time: float
+    headers: Headers
+    data: bytes
+
+
+@dataclass(slots=True)
+class Copy:
+    """The messages as one server has them."""
+
+    records: dict[int, Record] = field(default_factory=dict)
+    by_subject: dict[str, list[int]] = field(default_factory=dict)
+    last_seq: int = 0
+
+    def add(self, record: Record) -> None:
+        self.records[record.seq] = record
+        insort(self.by_subject.setdefault(record.subject, []), record.seq)
+        self.last_seq = record.seq
+
+    def remove(self, seqs: list[int]) -> None:
+        for seq in seqs:
+            record = self.records.pop(seq)
+            on_subject = self.by_subject[record.subject]
+            on_subject.remove(seq)
+            if not on_subject:
+                del self.by_subject[record.subject]
+
+    def last(self, subject: str) -> Record | None:
+        seqs = self.by_subject.get(subject)
+        return self.records[seqs[-1]] if seqs else None
+
+    def first_from(self, subject: str, seq: int) -> list[Record]:
+        seqs = self.by_subject.get(subject, [])
+        return [self.records[found] for found in seqs[bisect_left(seqs, seq) :]]
+
+
+@dataclass(slots=True)
+class Replica:
+    """A copy that applies what the leader decided `lag` seconds later."""
+
+    lag: float = 0.0
+    applied: int = 0
+    copy: Copy = field(default_factory=Copy)
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    at: float
+    added: Record | None
+    removed: list[int]
+
+
+class Stream:
+    """One stream with a leader, which is never wrong, and replicas, which may lag.
+
+    After every change it is checked that visible metadata has all its chunks, and the right ones.
+    """
+
+    def __init__(self, layout: Layout, replicas: int) -> None:
+        self.layout = layout
+        self.leader = Copy()
+        self.replicas = [Replica() for _ in range(replicas)]
+        self.is_full = False
+        self._changes: list[_Change] = []
+        self._ids: dict[str, tuple[int, float]] = {}
+        self._visible: dict[str, ObjectInfo] = {}
+
+    @property
+    def visible(self) -> dict[str, ObjectInfo]:
+        """Metadata that is no delete marker, by subject."""
+        return self._visible
+
+    def append(
+        self, subject: str, headers: Headers, data: bytes, *, at: float, stamp: float
+    ) -> tuple[int, bool] | tuple[int, int, str]:
+        """The sequence and whether it is a duplicate's, or the error that JetStream would answer with."""
+        message_id = headers.get(wire.MESSAGE_ID)
+        known = self._ids.get(message_id or "")
+        if known is not None and at - known[1] <= DEDUPLICATION:
+            return known[0], True
+        expected = headers.get("Nats-Expected-Last-Subject-Sequence")
+        if expected is not None:
+            newest = self.leader.last(subject)
+            if int(expected) != (newest.seq if newest else 0):
+                return WRONG_LAST
+        if self.is_full:
+            return MAX_BYTES_REACHED
+        record = Record(subject, self.leader.last_seq + 1, stamp, headers, data)
+        self.leader.add(record)
+        if message_id is not None:
+            self._ids[message_id] = (record.seq, at)
+        self._changes.append(_Change(at, record, []))
+        if subject.startswith(f"$O.{self.layout.bucket}.M."):
+            self._named(record)
+        return record.seq, False
+
+    def purge(self, subject: str, keep: int, *, at: float) -> int:
+        seqs = self.leader.by_subject.get(subject, [])
+        removed = seqs[: len(seqs) - keep] if keep else list(seqs)
+        self.leader.remove(removed)
+        self._changes.append(_Change(at, None, removed))
+        if removed:
+            self._purged(subject)
+        return len(removed)
+
+    def forget_purged_ids(self) -> None:
+        """A new leader knows the message ids of what it still holds, and no others."""
+        held = {record.headers.get(wire.MESSAGE_ID) for record in self.leader.records.values()}
+        self._ids = {name: known for name, known in self._ids.items() if name in held}
+
+    def at_replica(self, number: int, now: float) -> Copy:
+        """What a replica holds now."""
+        replica = self.replicas[number]
+        for change in self._changes[replica.applied :]:
+            if change.at > now - replica.lag:
+                break
+            replica.applied += 1
+            if change.added is not None:
+                replica.copy.add(change.added)
+            replica.copy.remove(change.removed)
+        return replica.copy
+
+    def chunks_of(self, nuid: str) -> Iterator[Record]:
+        return iter(self.leader.first_from(self.layout.chunks(nuid), 1))
+
+    def _named(self, record: Record) -> None:
+        info = msgspec.json.decode(record.data, type=ObjectInfo)
+        if info.deleted:
+            self._visible.pop(record.subject, None)
+            return
+        self._visible[record.subject] = info
+        self._check_whole(info)
+
+    def _purged(self, subject: str) -> None:
+        for info in self._visible.values():
+            if self.layout.chunks(info.nuid) == subject:
+                raise ViolationError(f"the chunks of visible blob {info.name[:12]} were purged")
+
+    def _check_whole(self, info: ObjectInfo) -> None:
+        """As any Object Store client would read it: the chunks in the order of the stream."""
+        data = b"".join(record.data for record in self.chunks_of(info.nuid))
+        if hashlib.sha256(data).hexdigest() != info.name:
+            raise ViolationError(
+                f"metadata of blob {info.name[:12]} became visible, but its {info.chunks} chunks read as "
+                f"{len(data)} of {info.size} bytes, or in another order"
+            )
