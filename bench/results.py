@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from bench.meter import Usage
 from bench.profiles import BARE_LOOP, GIB, MIB, Deployment, Workload
+from natsblob.cli.bench import percentile
 from natsblob.config.quantity import format_size
 from natsblob.wire import MAX_BATCH
 
@@ -125,11 +125,6 @@ class Row:
         if self.key.verb not in MOVES_BYTES or self.moved < _TELLING:
             return {}
         return {role: seconds / (self.moved / GIB) for role, seconds in self.cpu.items()}
-
-
-def percentile(ascending: Sequence[float], percent: float) -> float:
-    """The least value that is not exceeded by `percent` of all of them (nearest rank)."""
-    return ascending[max(0, math.ceil(len(ascending) * percent / 100) - 1)]
 
 
 def as_json(results: Results, environment: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Final
@@ -12,6 +12,7 @@ from typing import Final
 import nats
 from nats.js import JetStreamContext
 from nats.js.api import ObjectStoreConfig
+from nats.js.errors import NotFoundError
 
 from bench.meter import Meter
 from bench.peers.driver import Order
@@ -54,8 +55,10 @@ class Stage:
     async def tidy(self, bucket: str) -> None:
         """Take everything out of a bucket, consumers that a client has left behind included."""
         stream = f"OBJ_{bucket}"
-        for consumer in await self.jetstream.consumers_info(stream):
-            await self.jetstream.delete_consumer(stream, consumer.name)
+        while consumers := await self.jetstream.consumers_info(stream):  # a page of them
+            for consumer in consumers:
+                with suppress(NotFoundError):  # it expires by itself as well
+                    await self.jetstream.delete_consumer(stream, consumer.name)
         await self.jetstream.purge_stream(stream)
 
 
@@ -125,7 +128,10 @@ async def _round(peer: PeerProcess, place: Stage, workload: Workload, results: R
             break
     if "clear" in peer.kind.verbs:
         at_once = min(_CLEARED_AT_ONCE, workload.count)
-        await peer.order(Order("clear", workload.size, workload.count, at_once, run_name))
+        try:
+            await peer.order(Order("clear", workload.size, workload.count, at_once, run_name))
+        except PeerError as error:
+            results.fail(Key(place.deployment, workload, "clear", peer.kind.name), str(error))
     else:
         await place.tidy(peer.kind.bucket)
 
@@ -143,8 +149,8 @@ async def _measured(peer: PeerProcess, place: Stage, order: Order) -> Sample:
         operations=order.count,
         seconds=answer["seconds"],
         usage=usage,
-        latencies=answer.get("latencies", ()),
-        first_bytes=answer.get("first_bytes", ()),
+        latencies=answer.get("latencies") or (),
+        first_bytes=answer.get("first_bytes") or (),
         held=answer.get("held", order.size if order.verb == "put" else 0),
     )
 

@@ -101,7 +101,7 @@ async def _measured(peer: Peer, order: Order) -> dict[str, Any]:
         async with asyncio.TaskGroup() as lanes:
             for _ in range(order.at_once):
                 lanes.create_task(lane())
-    except* Exception as group:  # noqa: BLE001 - the first is what is told
+    except ExceptionGroup as group:
         raise group.exceptions[0] from None
     return {
         "seconds": perf_counter() - started,

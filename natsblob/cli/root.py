@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from natsblob.cli import blobs, diagnosis, repair, serving, verify
+from natsblob.cli import bench, blobs, diagnosis, repair, serving, verify
 from natsblob.cli.bucket import bucket
 from natsblob.cli.exits import Exit
 from natsblob.cli.options import BLOBS, MORE, SERVICE
@@ -64,7 +64,7 @@ def _root() -> App:
     app.command(diagnosis.doctor, group=SERVICE, sort_key=2, **_PLAIN)
     app.command(verify.verify, group=SERVICE, sort_key=4, **_PLAIN)
     app.command(repair.repair, group=SERVICE, sort_key=5, **_PLAIN)
-    app.command(bench.bench, group=SERVICE, sort_key=4, **_PLAIN)
+    app.command(bench.bench, group=SERVICE, sort_key=6, **_PLAIN)
     app.command(bucket)
     app.command(diagnosis.config)
     app.command(diagnosis.version, **_PLAIN)
