@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, closing, suppress
+from contextlib import aclosing, closing
 from typing import Final
 
 from natsblob import chunking, wire
@@ -22,8 +21,6 @@ AHEAD: Final = 2
 """Windows asked for at a time."""
 WINDOW_BYTES: Final = 8 * 1024 * 1024
 """Bytes in a window, whatever more the service would send."""
-LONGEST_WAIT: Final = 3.0
-"""Seconds that a read waits for other reads of the same client to make room."""
 
 
 async def stat(service: Service, digest: Digest, timeout: float | None) -> Info:
@@ -77,18 +74,13 @@ class Frames:
         )
 
     async def _enter(self, reply: str, chunks: range) -> None:
-        """Wait while too much is on its way to this client: frames come without flow control.
-
-        Not for long: the windows that are in the way may be lost, until their readers ask again.
-        """
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LONGEST_WAIT):
-                await self._service.windows.acquire()
-                self._awaited[reply] = set(chunks)
+        """Wait while too much is on its way to this client: frames come without flow control."""
+        await self._service.slots.enter(reply)
+        self._awaited[reply] = set(chunks)
 
     def _leave(self, reply: str) -> None:
         if self._awaited.pop(reply, None) is not None:
-            self._service.windows.release()
+            self._service.slots.leave(reply)
 
     def place(self, frame: Message) -> int | None:
         index = wire.chunk_index(frame.headers)
@@ -97,6 +89,7 @@ class Frames:
         claimed = frame.headers.get(wire.SUM)
         if self._check and claimed is not None and claimed != wire.chunk_sum(frame.data):
             return None
+        self._service.slots.hear(frame.subject)
         missing = self._awaited.get(frame.subject, set())
         missing.discard(index)
         if not missing:

@@ -11,14 +11,12 @@ from natsblob import tracing, wire
 from natsblob.broker.connection import Connection
 from natsblob.broker.message import Message
 from natsblob.broker.retry import retrying
+from natsblob.client.slots import Slots
 from natsblob.errors import BadRequestError, DeadlineError, InternalError, NoRespondersError
 from natsblob.wire import Caps, Headers
 
 T = TypeVar("T")
 
-WINDOWS_AT_ONCE: Final = 4
-"""Windows of frames on their way to one client, of 8 MiB each at most: a server disconnects the client
-for which more than 64 MiB wait (`max_pending`)."""
 FIRST_ATTEMPT: Final = 5.0
 """Seconds after which a request is repeated; doubled each time. A worker may have died with it."""
 
@@ -34,7 +32,7 @@ class Service:
         self.connection = connection
         self.subjects = wire.Subjects(prefix)
         self.timeout = timeout
-        self.windows = asyncio.Semaphore(WINDOWS_AT_ONCE)
+        self.slots = Slots()
         self._caps: Caps | None = None
 
     async def once(

@@ -35,7 +35,6 @@ from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.writer import Written
 from natsblob.wire import CommitRequest, Marks, marks_of
 
-
 READ_BACK_AT_ONCE: Final = 4
 """Uploads read back at a time in one worker, each by a window of chunks; more wait their turn."""
 

@@ -18,8 +18,9 @@ from natsblob.chunking import Hashed
 from natsblob.hashing import ConcurrentHasher
 from natsblob.service.limits import ByteBudget
 
-MAX_TAPS: Final = 256
-"""Uploads watched at a time; further ones are read back."""
+MAX_TAPS: Final = 8
+"""Uploads watched at a time; further ones are read back. Chunks come past without flow control: what one
+worker cannot hash as fast as many clients publish piles up in the server, which then cuts it off."""
 MAX_HELD: Final = 64 * 1024 * 1024
 """Bytes that may wait to be hashed in one worker; the tap that would exceed it gives up."""
 IDLE: Final = 60.0

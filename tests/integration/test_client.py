@@ -21,7 +21,6 @@ from natsblob.broker.connection import Access, connect
 from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.jetstream import JetStream
 from natsblob.client.download import part_path
-from natsblob.client.service import WINDOWS_AT_ONCE
 from natsblob.digest import Digest
 from natsblob.errors import (
     BadRangeError,
@@ -78,7 +77,7 @@ async def blobs(service: str) -> AsyncIterator[natsblob.Client]:
 def assert_nothing_leaked(client: natsblob.Client) -> None:
     service = client._service
     assert service.connection._waiting == {}
-    assert service.windows._value == WINDOWS_AT_ONCE
+    assert service.slots._heard_at == {}
 
 
 def names_in(folder: Path) -> list[str]:
