@@ -34,6 +34,7 @@ _PLACINGS: Final = 40
 PLACING_DEADLINE: Final = 20.0
 """Seconds for all of them."""
 _PATIENCE: Final = 10.0
+_ENDS: Final = ("404", "408")
 _NO_SPARE_SERVER: Final = 10075
 _NANOSECONDS: Final = 1_000_000_000
 
@@ -46,6 +47,8 @@ class Delivered:
     seq: int
     headers: Headers
     data: bytes
+    place: int
+    """Counts what the consumer has sent, from 1, without gaps."""
     pending: int
 
 
@@ -66,17 +69,29 @@ class Copy:
         self.node = node
         self._pull = pull
         self._batch = batch
+        self._place = 0
 
     async def next(self) -> list[Delivered]:
-        """The next messages; empty where this copy gives no more, at its end or where it is damaged."""
+        """The next messages; empty where this copy gives no more, at its end or where it is damaged.
+
+        `UnavailableError` where its server stopped, or messages got lost on the way.
+        """
+        messages = await retrying(self._next, patience=_PATIENCE)
+        for message in messages:
+            self._place += 1
+            if message.place != self._place:
+                raise UnavailableError(f"messages from {self.node} got lost on the way; a repeat is safe")
+        return messages
+
+    async def _next(self) -> list[Delivered]:
         taken: list[Delivered] = []
-        ended: asyncio.Future[Message | None] = asyncio.get_running_loop().create_future()
+        ended: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
 
         def take(message: Message) -> None:
             if ended.done():
                 return
             if message.status is not None:
-                ended.set_result(message)
+                ended.set_result(message.status)
                 return
             taken.append(_delivered(message))
             if len(taken) == self._batch:
@@ -88,11 +103,11 @@ class Copy:
             await self._connection.publish(self._pull, request, reply=inbox)
             try:
                 async with asyncio.timeout(ATTEMPT_TIMEOUT):
-                    end = await ended
+                    status = await ended
             except TimeoutError:
-                raise DeadlineError(f"{self.node or 'the server'} does not read its copy in time") from None
-        if end is not None and end.status not in ("404", "408"):
-            raise UnavailableError(f"{self.node} stopped reading its copy ({end.status})")
+                raise DeadlineError(f"{self.node} does not read its copy in time") from None
+        if not taken and status not in _ENDS:  # not ready yet, or gone
+            raise UnavailableError(f"{self.node} does not read its copy ({status})")
         return taken
 
 
@@ -194,4 +209,5 @@ def _delivered(message: Message) -> Delivered:
     """By the ack subject: `$JS.ACK.[domain.account.]stream.consumer.tries.seq.place.time.pending[.token]`."""
     tokens = message.reply.split(".")
     at = 5 if len(tokens) == 9 else 7
-    return Delivered(message.subject, int(tokens[at]), message.headers, message.data, int(tokens[at + 3]))
+    seq, place, _, pending = map(int, tokens[at : at + 4])
+    return Delivered(message.subject, seq, message.headers, message.data, place, pending)
