@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from natsblob.config.quantity import format_size
+
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
@@ -43,11 +45,15 @@ class Workload:
     queries: int = 0
     """Requests for what is known of one blob: `has` of the service, object info of others; up to `count`."""
     batches: int = 0
-    """Requests for 1,000 digests each, of those that can answer them; nobody else takes part then.
+    """Requests for 1,000 digests each, of those that can answer them; nothing else is measured then.
 
     Needs a `count` of 1,000 or more. Elsewhere it stays below: clients that leave a consumer behind for
     each get meet the server's limit there.
     """
+
+    def __str__(self) -> str:
+        what = f"{self.count} x {format_size(self.size)}, {self.at_once} at once"
+        return f"{what}, asked for in batches" if self.batches else what
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +73,13 @@ PROFILES: Final[Mapping[str, Profile]] = {
         "about two minutes",
         (Deployment(),),
         (
-            Workload(4 * KIB, count=100, queries=100),
-            Workload(4 * KIB, count=800, at_once=32, queries=800),
+            Workload(4 * KIB, count=60, queries=60),
+            Workload(4 * KIB, count=400, at_once=32, queries=400),
             Workload(4 * KIB, count=1000, at_once=32, batches=20),
             Workload(1 * MIB, count=8),
             Workload(64 * MIB),
         ),
-        largest={**_PLAIN_LIMIT, NATS_PY: 1 * MIB},
+        largest={**_PLAIN_LIMIT, NATS_PY: 1 * MIB, NATS_JS: 1 * MIB},
     ),
     "standard": Profile(
         "about ten minutes",

@@ -112,16 +112,15 @@ def _fits(kind: Kind, workload: Workload, profile: Profile) -> bool:
 async def _round(peer: PeerProcess, place: Stage, workload: Workload, results: Results, number: int) -> None:
     """Put, get and ask, as far as the peer can; then its bucket is empty again."""
     run_name = f"run{next(_runs)}"
-    verbs = {"put": workload.count, "get": workload.count}
-    verbs |= dict.fromkeys(_QUERIES, workload.queries)
-    verbs["has_batch"] = workload.batches
-    for verb, operations in verbs.items():
+    for verb, operations in _verbs(workload).items():
         key = Key(place.deployment, workload, verb, peer.kind.name)
         if verb not in peer.kind.verbs or not operations or key in results.failures:
             continue
         order = Order(verb, workload.size, operations, min(workload.at_once, operations), run_name)
         try:
-            results.add(key, number, await _measured(peer, place, order))
+            sample = await _measured(peer, place, order)
+            if verb == "has_batch" or not workload.batches:  # else the put only prepares
+                results.add(key, number, sample)
         except PeerError as error:
             results.fail(key, str(error))
         if verb == "put" and key in results.failures:
@@ -134,6 +133,14 @@ async def _round(peer: PeerProcess, place: Stage, workload: Workload, results: R
             results.fail(Key(place.deployment, workload, "clear", peer.kind.name), str(error))
     else:
         await place.tidy(peer.kind.bucket)
+
+
+def _verbs(workload: Workload) -> dict[str, int]:
+    """Operations by verb, in order."""
+    if workload.batches:
+        return {"put": workload.count, "has_batch": workload.batches}
+    moves = dict.fromkeys(("put", "get"), workload.count)
+    return moves | dict.fromkeys(_QUERIES, workload.queries)
 
 
 async def _measured(peer: PeerProcess, place: Stage, order: Order) -> Sample:
