@@ -15,18 +15,23 @@ from natsblob.config.quantity import parse_duration
 
 async def repair(
     *,
+    online: bool = False,
     patience: Annotated[str, Parameter(metavar="TIME")] = "1h",
     common: Common = UNSET,
 ) -> None:
     """Give servers whose copy is damaged a fresh one, from a copy that has every blob.
 
     All copies are read and compared first. Where none has every blob nothing is changed, and exit code 4
-    says so. The bucket stays in use; for moments nothing can be put.
+    says so. The bucket stays in use; for moments nothing can be put. Another server takes over where there
+    is one to spare. Otherwise it asks for the damaged server to be stopped, and later to be started again,
+    and waits for that: so no whole copy is ever given up.
 
     Parameters
     ----------
+    online
+        Stop no server. A single whole copy may then be all there is until the next one is made.
     patience
-        How long to wait for one copy to be made.
+        How long to wait for one copy to be made, and for a server to be stopped or started.
     """
     from natsblob.maintenance.repair import Repairer
     from natsblob.maintenance.replicas import Comparer
@@ -37,10 +42,11 @@ async def repair(
         raise UsageError(f"{error}; write 2h") from error
 
     def tell(text: str) -> None:
-        if not common.quiet:
-            say(f"natsblob: {text}")
+        say(f"natsblob: {text}")
 
     async with stored(common) as one:
         comparer = Comparer(one.objects, one.copies)
-        repairer = Repairer(one.objects.bucket, comparer, one.copies, patience=seconds, say=tell)
+        repairer = Repairer(
+            one.objects.bucket, comparer, one.copies, patience=seconds, say=tell, online=online
+        )
         await show(await repairer.repair(), common)

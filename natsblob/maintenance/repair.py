@@ -2,17 +2,27 @@
 
 A damaged copy is never mended in place: its server leaves the group and gets a fresh copy. Nothing leaves
 before a comparison has read every blob from a copy that stays, and that copy leads meanwhile.
+
+Which copy leaves when the group shrinks is for the servers to choose: never the leader's, and first one whose
+server is down. So the whole copies stay for certain only while the damaged one's server is stopped.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
 from natsblob.broker.consumers import Copies
 from natsblob.broker.jetstream import StreamInfo
-from natsblob.errors import BlobCorruptError, DeadlineError, UnavailableError
+from natsblob.errors import (
+    BlobCorruptError,
+    DeadlineError,
+    InsufficientStorageError,
+    SetupError,
+    UnavailableError,
+)
 from natsblob.maintenance.replicas import Comparer, Comparison, nodes_of
 from natsblob.objectstore.bucket import Bucket
 
@@ -25,19 +35,32 @@ _PROVE_AGAIN: Final = 1.0
 _NAMED: Final = 3
 
 Say = Callable[[str], None]
+"""Tells an operator what is done, and what to do: `repair` waits for it."""
 
 
 class Repairer:
-    """Repairs one bucket. `patience` in seconds is for one copy to be made: it grows with the bytes."""
+    """Repairs one bucket.
+
+    `patience` in seconds is for one copy to be made, and for an operator to stop or start a server.
+    `online` has no server stopped: then one whole copy may be all there is until the next is made.
+    """
 
     def __init__(
-        self, bucket: Bucket, comparer: Comparer, copies: Copies, *, patience: float, say: Say
+        self,
+        bucket: Bucket,
+        comparer: Comparer,
+        copies: Copies,
+        *,
+        patience: float,
+        say: Say,
+        online: bool = False,
     ) -> None:
         self._bucket = bucket
         self._comparer = comparer
         self._copies = copies
         self._patience = patience
         self._say = say
+        self._online = online
 
     async def repair(self) -> Comparison:
         """What the copies hold after the repair, or as they are where they agree already.
@@ -52,13 +75,13 @@ class Repairer:
         damaged = [node.name for node in before.nodes if not node.is_good]
         self._say(f"{source} holds every blob; fresh copies for {', '.join(damaged)}")
         await self._lead(source)
-        for node in damaged:
-            if await self._copies.replace(node):
-                self._say(f"another server takes the place of {node}")
-                await self._settle(before.replicas)
-        await self._shed(damaged, source)
-        await self._bucket.set_replicas(before.replicas)
-        await self._settle(before.replicas)
+        left = [node for node in damaged if not await self._replaced(node, before.replicas)]
+        if self._online:
+            await self._shed(left, source)
+            await self._grow(before.replicas)
+        else:
+            for node in left:
+                await self._renew(node, source, before.replicas)
         return await self._proved()
 
     async def _proved(self) -> Comparison:
@@ -70,22 +93,53 @@ class Repairer:
             await asyncio.sleep(_PROVE_AGAIN)
         raise BlobCorruptError("the copies still differ; every blob was readable from the leader")
 
-    async def _shed(self, damaged: list[str], source: str) -> None:
-        """Have damaged copies leave the group, where no other server could take their place.
+    async def _replaced(self, node: str, replicas: int) -> bool:
+        """Whether another server has taken the place of `node`, with a copy of its own."""
+        if not await self._copies.replace(node):
+            return False
+        self._say(f"another server takes the place of {node}")
+        await self._settle(replicas)
+        return True
 
-        The servers choose which copy goes, and never the leader's.
-        """
-        while True:
-            info = await self._bucket.info()
-            group = nodes_of(info)
-            if not any(node in damaged for node in group):
-                return
-            if info.cluster is None or info.cluster.leader != source:
-                raise UnavailableError("another copy leads now, so no more were removed; run it again")
+    async def _renew(self, node: str, source: str, replicas: int) -> None:
+        """Have `node` give up its copy while it is down, and make a fresh one when it is back."""
+        stay = (await self._group(source)).keys() - {node}
+        self._say(f"stop nats-server {node} now: it is waited for, and all other copies stay meanwhile")
+        async with self._in_time(f"{node} was not stopped"):
+            while (await self._group(source)).get(node):  # noqa: ASYNC110 - an operator decides
+                await asyncio.sleep(_LOOK_AGAIN)
+        await self._bucket.set_replicas(replicas - 1)
+        await self._settle(replicas - 1)
+        if (await self._group(source)).keys() != stay:
+            raise UnavailableError(f"another copy than that of {node} has left; {source} has every blob")
+        self._say(f"start nats-server {node} again: it is waited for, and gets a fresh copy")
+        await self._grow(replicas)
+
+    async def _shed(self, damaged: Sequence[str], source: str) -> None:
+        """Make the group smaller until no damaged copy is in it."""
+        while (group := await self._group(source)).keys() & set(damaged):
             fewer = len(group) - 1
             self._say(f"{fewer} of {len(group)} copies stay")
             await self._bucket.set_replicas(fewer)
             await self._settle(fewer)
+
+    async def _grow(self, replicas: int) -> None:
+        """Have as many copies as before, as soon as there are servers for them."""
+        async with self._in_time("there is no server for another copy"):
+            while True:
+                try:
+                    await self._bucket.set_replicas(replicas)
+                    break
+                except (SetupError, InsufficientStorageError):
+                    await asyncio.sleep(_PROVE_AGAIN)
+        await self._settle(replicas)
+
+    async def _group(self, source: str) -> dict[str, bool]:
+        """The servers of the group, and whether each is there, as long as `source` leads."""
+        info = await self._bucket.info()
+        if info.cluster is None or info.cluster.leader != source:
+            raise UnavailableError("another copy leads now, so nothing more was changed; run it again")
+        return nodes_of(info)
 
     async def _lead(self, node: str) -> None:
         """Move the leadership to a copy that is whole."""
@@ -109,14 +163,19 @@ class Repairer:
 
     async def _settle(self, replicas: int) -> None:
         """Wait until there are as many copies as wanted, all current."""
+        async with self._in_time(f"the bucket has not {replicas} current copies"):
+            while not _is_settled(await self._bucket.info(), replicas):  # noqa: ASYNC110 - servers decide
+                await asyncio.sleep(_LOOK_AGAIN)
+
+    @asynccontextmanager
+    async def _in_time(self, missing: str) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(self._patience):
-                while not _is_settled(await self._bucket.info(), replicas):  # noqa: ASYNC110 - servers decide
-                    await asyncio.sleep(_LOOK_AGAIN)
+                yield
         except TimeoutError:
             raise DeadlineError(
-                f"the bucket has not {replicas} current copies yet; the servers go on. When "
-                f"`natsblob bucket info` shows all current: natsblob bucket set --replicas, and verify again"
+                f"{missing} after {self._patience:g} s. Every blob is whole on the leader; see `natsblob "
+                "bucket info`, set the number of replicas back if it is smaller, and verify again"
             ) from None
 
 

@@ -26,7 +26,7 @@ from natsblob.objectstore.bucket import Bucket
 from natsblob.objectstore.info import Entry, digest_of
 from natsblob.objectstore.objects import Objects
 
-CATCH_UP: Final = 15.0
+CATCH_UP: Final = 10.0
 """Seconds that a copy which has less than the leader gets to catch up before it counts as damaged."""
 _LOOK_AGAIN: Final = 0.25
 _LOOKED_AT_AGAIN: Final = 1_000

@@ -18,7 +18,7 @@ from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.jetstream import JetStream
 from natsblob.digest import Digest
 from natsblob.errors import BlobCorruptError, BlobError, BlobNotFoundError, UnavailableError
-from natsblob.maintenance.repair import Repairer
+from natsblob.maintenance.repair import Repairer, Say
 from natsblob.maintenance.replicas import Comparer, nodes_of
 from natsblob.maintenance.verify import verify
 from natsblob.objectstore.bucket import Bucket, BucketConfig
@@ -41,12 +41,10 @@ async def once(data: bytes) -> AsyncIterator[bytes]:
 class Rig:
     """A bucket, what was put into it, and what looks after it."""
 
-    connection: object
     bucket: Bucket
     store: JetStreamStore
     copies: Copies
     comparer: Comparer
-    repairer: Repairer
     blobs: dict[Digest, bytes]
 
     @classmethod
@@ -57,12 +55,14 @@ class Rig:
             objects = Objects(bucket, chunk_size=CHUNK)
             copies = Copies(connection, bucket.layout.stream)
             comparer = Comparer(objects, copies)
-            repairer = Repairer(bucket, comparer, copies, patience=PATIENCE, say=lambda _: None)
-            rig = cls(connection, bucket, JetStreamStore(objects), copies, comparer, repairer, {})
+            rig = cls(bucket, JetStreamStore(objects), copies, comparer, {})
             for number in range(6):
                 for size in SIZES:
                     await rig.put(pattern(size, seed=str(number)))
             yield rig
+
+    def repairer(self, say: Say) -> Repairer:
+        return Repairer(self.bucket, self.comparer, self.copies, patience=PATIENCE, say=say)
 
     async def put(self, data: bytes) -> Digest:
         digest = (await self.store.put(once(data))).digest
@@ -130,12 +130,30 @@ async def rot(cluster: EmbeddedCluster, server: EmbeddedServer) -> None:
     await cluster.settled()
 
 
+class Operator:
+    """Stops and starts the server that a repair names."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        self._server = server
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def __call__(self, text: str) -> None:
+        if self._server.name in text and text.startswith(("stop", "start")):
+            deed = self._server.stop if text.startswith("stop") else self._server.start
+            self._tasks.append(asyncio.create_task(deed()))
+
+    async def done(self) -> None:
+        await asyncio.gather(*self._tasks)
+        assert len(self._tasks) == 2
+
+
 @pytest.mark.cluster
+@pytest.mark.parametrize("online", [False, True], ids=["one server stopped", "online"])
 async def test_a_bit_flipped_on_each_server_in_turn_is_found_and_repaired(
-    rig: Rig, fresh_cluster: EmbeddedCluster, tmp_path: Path
+    rig: Rig, fresh_cluster: EmbeddedCluster, tmp_path: Path, online: bool
 ) -> None:
     cli = Cli(tmp_path, NATS_URL=",".join(fresh_cluster.urls))
-    for server in fresh_cluster.servers:
+    for server in fresh_cluster.servers[: 1 if online else None]:
         await rot(fresh_cluster, server)
 
         found = await rig.comparer.compare()
@@ -151,14 +169,19 @@ async def test_a_bit_flipped_on_each_server_in_turn_is_found_and_repaired(
             except (BlobCorruptError, BlobNotFoundError):  # a leader without the metadata knows no better
                 assert digest.hex in {one.name for one in found.damage}
 
-        ran = await asyncio.to_thread(cli, "repair", "--json")
-        assert ran.code == 0, ran.err
-        assert (await rig.comparer.compare()).agree
+        if online:
+            ran = await asyncio.to_thread(cli, "repair", "--online", "--json")
+            assert ran.code == 0, ran.err
+        else:
+            operator = Operator(server)
+            assert (await rig.repairer(operator).repair()).agree
+            await operator.done()
 
     for server in fresh_cluster.servers:
         await rig.lead(server.name)
         for digest, data in rig.blobs.items():
             assert await rig.read(digest) == data
+    assert (await rig.comparer.compare()).agree
     assert int((await rig.bucket.info()).config["num_replicas"]) == 3
     assert await rig.consumers() == []
 
@@ -194,7 +217,7 @@ async def test_without_a_whole_copy_nothing_is_changed(rig: Rig, fresh_cluster: 
     found = await rig.comparer.compare()
     assert [(one.name, one.good) for one in found.damage] == [(lost.hex, ())]
     with pytest.raises(BlobCorruptError):
-        await rig.repairer.repair()
+        await rig.repairer(lambda _: None).repair()
     assert await rig.group() == before
 
 
@@ -210,7 +233,7 @@ async def test_a_server_that_is_down_is_not_judged(rig: Rig, fresh_cluster: Embe
     assert not found.agree
     assert [node.name for node in found.nodes if not node.read] == [down.name]
     with pytest.raises(UnavailableError):
-        await rig.repairer.repair()
+        await rig.repairer(lambda _: None).repair()
     assert len(await rig.group()) == 3
 
 
