@@ -17,6 +17,8 @@ AHEAD = 2
 """Windows asked for at a time."""
 _BAD_COPIES = 6
 """Times that a chunk must fail its sum before it is called corrupt; each may come from another replica."""
+_REMEMBERED = 256
+"""Places of chunks that are remembered, to ask again from the last one before a chunk that got lost."""
 
 StillThere = Callable[[], Awaitable[None]]
 """Raises `BlobNotFoundError` or `BlobCorruptError` where the leader no longer has the whole object."""
@@ -34,7 +36,8 @@ class ChunkSource:
         self._info = info
         self._still_there = still_there
         self._verify = verify
-        self._seen: tuple[int, int] | None = None
+        self._seen: dict[int, int] = {}
+        """Stream sequences of the chunks that came last, by index."""
         self._bad = 0
 
     async def ask(self, first: int, count: int, reply: str, attempt: int) -> None:
@@ -52,8 +55,10 @@ class ChunkSource:
             pending = frame.headers.get(PENDING, "")
             index = self._info.chunks - 1 - int(pending) if pending.isdecimal() else -1
         seq = frame.headers.get(SEQUENCE, "")
-        if seq.isdecimal() and (self._seen is None or index > self._seen[0]):
-            self._seen = (index, int(seq))
+        if seq.isdecimal() and index >= 0:
+            self._seen[index] = int(seq)
+            if len(self._seen) > _REMEMBERED:
+                del self._seen[next(iter(self._seen))]
         return index if self._is_good(index, frame) else None
 
     def _is_good(self, index: int, frame: Message) -> bool:
@@ -76,8 +81,9 @@ class ChunkSource:
         bounds = [1]
         if trust_marks and (marked := start_of(self._info, first)) is not None:
             bounds.append(marked)
-        if self._seen and self._seen[0] < first:
-            bounds.append(self._seen[1] + first - self._seen[0])
+        before = max((index for index in self._seen if index < first), default=None)
+        if before is not None:
+            bounds.append(self._seen[before] + first - before)
         return max(bounds)
 
 
