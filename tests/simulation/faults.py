@@ -34,6 +34,12 @@ class Faults:
     idles: float = 0.0
     """How often a caller pauses for hours between two steps."""
 
+    @property
+    def are_harmless(self) -> bool:
+        """Whether every call has to succeed in spite of them, and at once."""
+        disturbing = (self.lost, self.late, self.refused, self.lag, self.cancels)
+        return not any(disturbing) and not any((self.outages, self.cuts, self.full, self.crashes))
+
     @classmethod
     def drawn(cls, random: Random) -> Faults:
         """Some kinds of faults together, each mild or hard; a few schedules have none."""

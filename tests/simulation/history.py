@@ -80,10 +80,12 @@ class History:
         told += [(at, f"{at:12.4f} {'':12}  -- {what}") for at, what in self.events]
         return (line for _, line in sorted(told, key=lambda pair: pair[0]))
 
-    def check(self) -> None:
+    def check(self, *, all_succeed: bool) -> None:
         """`ViolationError` where a call heard what it must not, too late, or of no good reason."""
         for call in self.calls:
             self._check_outcome(call)
+            if all_succeed and isinstance(call.error, _PASSING):
+                raise ViolationError(f"a call failed although nothing stood in its way:\n{call}")
             if call.verb in ("get", "has") and call.found is False:
                 self._check_missing(call)
 

@@ -87,10 +87,15 @@ class SimulatedClient:
         window, _, index = message.subject.rpartition(".")
         self._unanswered.get(window, set()).discard(index)
         for pattern, handler in list(self._subscriptions.values()):
-            if pattern == message.subject or (
-                pattern.endswith(".>") and message.subject.startswith(pattern[:-1])
-            ):
+            if matches(pattern, message.subject):
                 handler(message)
+
+    def hears(self, subject: str) -> bool:
+        return any(matches(pattern, subject) for pattern, _ in self._subscriptions.values())
+
+
+def matches(pattern: str, subject: str) -> bool:
+    return subject.startswith(pattern[:-1]) if pattern.endswith(".>") else subject == pattern
 
 
 Line = tuple[SimulatedClient, Literal["in", "out"]]

@@ -12,7 +12,7 @@ import msgspec
 
 from natsblob.broker.message import DESCRIPTION, Message
 from natsblob.wire import STATUS, Headers
-from tests.simulation.network import Network, SimulatedClient
+from tests.simulation.network import Network, SimulatedClient, matches
 from tests.simulation.stream import Copy, Record, Stream, ViolationError
 
 _EPOCH: Final = datetime(2030, 1, 1, tzinfo=UTC)
@@ -39,8 +39,8 @@ class Server:
         if subject.startswith(_API):
             self._call(client, message, subject.removeprefix(_API))
         elif subject.startswith((self._ingest, "$O.")):
-            if subject.startswith(self._ingest):
-                for other in self._network.clients:
+            for other in self._network.clients:
+                if other.hears(subject):
                     self._network.to_client(other, message)
             self._store(client, message)
 
@@ -90,7 +90,7 @@ class Server:
         state: dict[str, Any] = {"messages": len(leader.records), "last_seq": leader.last_seq}
         total = 0
         if pattern := body.get("subjects_filter"):
-            found = {s: len(seqs) for s, seqs in sorted(leader.by_subject.items()) if _matches(pattern, s)}
+            found = {s: len(seqs) for s, seqs in sorted(leader.by_subject.items()) if matches(pattern, s)}
             total = len(found)
             state["subjects"] = dict(list(found.items())[body.get("offset", 0) :])
         return {"ts": self._stamp(self._now()), "config": {}, "state": state, "total": total}
@@ -177,7 +177,3 @@ class Server:
 
 def _error(code: int, err_code: int, description: str) -> dict[str, Any]:
     return {"error": {"code": code, "err_code": err_code, "description": description}}
-
-
-def _matches(pattern: str, subject: str) -> bool:
-    return subject.startswith(pattern[:-1]) if pattern.endswith(".>") else subject == pattern

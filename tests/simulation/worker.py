@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -12,6 +13,7 @@ from natsblob.broker.jetstream import JetStream
 from natsblob.errors import DeadlineError, NoRespondersError
 from natsblob.maintenance.collect import Collector
 from natsblob.objectstore.bucket import Bucket
+from natsblob.objectstore.cache import EntryCache
 from natsblob.objectstore.objects import Objects
 from natsblob.service.tap import Taps
 from natsblob.service.uploads import DirectUploads
@@ -35,9 +37,10 @@ class Worker:
     client: SimulatedClient
     store: JetStreamStore
     uploads: DirectUploads
-    taps: Taps
     collector: Collector
+    _lifetime: AsyncExitStack
     crash_at: int | None = None
+    crashed: asyncio.Event = field(default_factory=asyncio.Event)
     _calls: dict[asyncio.Task[object], int | None] = field(default_factory=dict)
 
     @classmethod
@@ -45,13 +48,16 @@ class Worker:
         connection, client = await network.connect()
         bucket = Bucket(JetStream(connection), BUCKET, "blob")
         objects = Objects(bucket, chunk_size=CHUNK, window_bytes=CHUNK * WINDOW)
-        store = JetStreamStore(objects)
-        taps = Taps(connection)
+        lifetime = AsyncExitStack()
+        cache = EntryCache(bucket.layout, clock=asyncio.get_running_loop().time)
+        await lifetime.enter_async_context(cache.listening(connection))
+        store = JetStreamStore(objects, cache)
+        taps = await lifetime.enter_async_context(Taps(connection))
         uploads = DirectUploads(
             store, taps, commit_subject="", chunk_size=CHUNK, window=WINDOW, expiry=UPLOAD_EXPIRY
         )
         collector = Collector(objects, expiry=UPLOAD_EXPIRY, interval=3600)
-        worker = cls(connection, client, store, uploads, taps, collector, crash_at)
+        worker = cls(connection, client, store, uploads, collector, lifetime, crash_at)
         client.on_step = worker._step
         return worker
 
@@ -83,6 +89,7 @@ class Worker:
     def _step(self, steps: int) -> None:
         if self.crash_at is not None and steps >= self.crash_at and not self.client.is_dead:
             self.client.is_dead = True
+            self.crashed.set()
             for task in self._calls:
                 asyncio.get_running_loop().call_soon(task.cancel)
         for task, cancel_at in self._calls.items():
@@ -91,4 +98,4 @@ class Worker:
                 asyncio.get_running_loop().call_soon(task.cancel)
 
     async def stop(self) -> None:
-        await self.taps.__aexit__(None, None, None)
+        await self._lifetime.aclose()
