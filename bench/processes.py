@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from bench import profiles
 from bench.peers.driver import Order
+from natsblob.chunking import DEFAULT_CHUNK_SIZE
 
 _HERE: Final = Path(__file__).parent
 _ANSWER_LIMIT: Final = 64 * 1024 * 1024
@@ -43,6 +44,8 @@ class Kind:
     bucket: str = PEERS_BUCKET
     verbs: frozenset[str] = frozenset({"put", "get", "info"})
     serial_only: bool = False
+    largest: int = sys.maxsize
+    """Bytes in the largest blob that it can put."""
 
     @property
     def uses_worker(self) -> bool:
@@ -61,7 +64,13 @@ OURS: Final = (
         bucket=OWN_BUCKET,
         verbs=frozenset({"put", "get", "has", "has_batch", "clear"}),
     ),
-    _python(profiles.PLAIN, "plain", bucket=OWN_BUCKET, verbs=frozenset({"put", "get", "has", "clear"})),
+    _python(
+        profiles.PLAIN,
+        "plain",
+        bucket=OWN_BUCKET,
+        verbs=frozenset({"put", "get", "has", "clear"}),
+        largest=DEFAULT_CHUNK_SIZE,
+    ),
 )
 BARE: Final = (
     _python(profiles.BARE_LOOP, "bare_loop", bucket=BARE_BUCKET, verbs=_TRANSFERS),
@@ -135,9 +144,9 @@ class PeerProcess:
 
     async def process(self) -> Process:
         if self._process is None or self._process.returncode is not None:
-            places = {"url": self._url, "bucket": self.kind.bucket}
+            places = {"{url}": self._url, "{bucket}": self.kind.bucket}
             self._process = await asyncio.create_subprocess_exec(
-                *(word.format(**places) for word in self.kind.command),
+                *(places.get(word, word) for word in self.kind.command),
                 stdin=PIPE,
                 stdout=PIPE,
                 limit=_ANSWER_LIMIT,

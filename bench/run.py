@@ -104,7 +104,7 @@ async def stage(deployment: Deployment) -> AsyncIterator[Stage]:
 
 
 def _fits(kind: Kind, workload: Workload, profile: Profile) -> bool:
-    small_enough = workload.size <= profile.largest.get(kind.name, workload.size)
+    small_enough = workload.size <= profile.largest.get(kind.name, kind.largest)
     able = "has_batch" in kind.verbs if workload.batches else True
     return small_enough and able and not (kind.serial_only and workload.at_once > 1)
 
@@ -112,8 +112,11 @@ def _fits(kind: Kind, workload: Workload, profile: Profile) -> bool:
 async def _round(peer: PeerProcess, place: Stage, workload: Workload, results: Results, number: int) -> None:
     """Put, get and ask, as far as the peer can; then its bucket is empty again."""
     run_name = f"run{next(_runs)}"
+    put = Key(place.deployment, workload, "put", peer.kind.name)
     for verb, operations in _verbs(workload).items():
-        key = Key(place.deployment, workload, verb, peer.kind.name)
+        key = put._replace(verb=verb)
+        if put in results.failures:  # nothing is there for the others to read
+            break
         if verb not in peer.kind.verbs or not operations or key in results.failures:
             continue
         order = Order(verb, workload.size, operations, min(workload.at_once, operations), run_name)
@@ -123,14 +126,12 @@ async def _round(peer: PeerProcess, place: Stage, workload: Workload, results: R
                 results.add(key, number, sample)
         except PeerError as error:
             results.fail(key, str(error))
-        if verb == "put" and key in results.failures:
-            break
     if "clear" in peer.kind.verbs:
         at_once = min(_CLEARED_AT_ONCE, workload.count)
         try:
             await peer.order(Order("clear", workload.size, workload.count, at_once, run_name))
         except PeerError as error:
-            results.fail(Key(place.deployment, workload, "clear", peer.kind.name), str(error))
+            results.fail(put._replace(verb="clear"), str(error))
     else:
         await place.tidy(peer.kind.bucket)
 

@@ -1,0 +1,125 @@
+"""Measuring: `natsblob bench` on a deployment, and the peers of `make bench` on orders."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+
+import nats
+import pytest
+from nats.aio.msg import Msg
+
+from bench.peers.driver import Order
+from bench.processes import BARE, OURS, PeerError, PeerProcess, running
+from bench.profiles import BARE_LOOP, BARE_SOCKET_VERIFIED, KIB, MIB, SERVICE, Deployment, Profile, Workload
+from bench.run import run, stage
+from natsblob.broker.embedded import EmbeddedServer
+from tests.integration.cli_process import DEADLINE, Cli, serving
+
+PREFIX = "benchcli"
+KINDS = {kind.name: kind for kind in (*OURS, *BARE)}
+
+
+@pytest.fixture(scope="module")
+def natsblob(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
+    """The command line, with a worker that answers it."""
+    home = tmp_path_factory.mktemp("home")
+    cli = Cli(home, NATSBLOB_SERVER=server.url, NATSBLOB_PREFIX=PREFIX, NATSBLOB_BUCKET=PREFIX)
+    with serving(cli):
+        yield cli
+
+
+def test_each_load_is_measured_and_nothing_is_left(natsblob: Cli) -> None:
+    ran = natsblob.good(
+        *("bench", "--json", "--duration", "50ms", "--size", "4KiB", "--size", "9MiB"),
+        *("--at-once", "1", "--at-once", "3", "--most", "20MiB"),
+    )
+    figures = [json.loads(line) for line in ran.lines]
+    measured = {(figure["size"], figure["at_once"], figure["verb"]) for figure in figures}
+    # Three of 9 MiB are more than may be stored.
+    assert measured == {
+        (size, at_once, verb)
+        for size, at_once in ((4 * KIB, 1), (4 * KIB, 3), (9 * MIB, 1))
+        for verb in ("put", "get", "has")
+    }
+    assert all(figure["operations"] >= figure["at_once"] for figure in figures)
+    assert natsblob.good("ls").lines == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--size", "1B"), ("--at-once", "0"), ("--duration", "soon"), ("--most", "1KiB")]
+)
+def test_what_cannot_be_measured_is_a_usage_error(natsblob: Cli, arguments: tuple[str, str]) -> None:
+    assert natsblob("bench", *arguments).code == 2
+
+
+async def test_an_interrupted_run_leaves_nothing(natsblob: Cli, server: EmbeddedServer) -> None:
+    async with await nats.connect(server.url) as nc:
+        under_way = asyncio.Semaphore(0)
+
+        async def saw(_: Msg) -> None:
+            under_way.release()
+
+        await nc.subscribe(f"{PREFIX}.put", cb=saw)
+        await nc.flush()
+        measuring = await asyncio.create_subprocess_exec(
+            *natsblob.command("bench", "--size", "4KiB", "--at-once", "4", "--duration", "10m"),
+            env=natsblob.env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        async with asyncio.timeout(DEADLINE):
+            for _ in range(20):
+                await under_way.acquire()
+            measuring.send_signal(signal.SIGINT)
+            assert await measuring.wait() == 130
+    assert (await asyncio.to_thread(natsblob.good, "ls")).lines == []
+
+
+async def test_a_run_measures_every_round_of_every_peer() -> None:
+    workloads = (Workload(4 * KIB, count=3, at_once=2, queries=2), Workload(2 * MIB))
+    profile = Profile("a moment", (Deployment(sync="2m"),), workloads, rounds=2)
+    results, configuration = await run(profile, list(KINDS.values()))
+    assert results.failures == {}
+    assert "sync_interval: 2m" in configuration[str(profile.deployments[0])]
+    measured = {(key.workload, key.verb, key.peer) for key in results.samples}
+    for workload in workloads:
+        for verb in ("put", "get"):
+            assert (workload, verb, SERVICE) in measured
+            assert (workload, verb, BARE_LOOP) in measured
+    assert (workloads[1], "get", BARE_SOCKET_VERIFIED) in measured
+    assert (workloads[0], "get", BARE_SOCKET_VERIFIED) not in measured  # it does one thing at a time
+    for rounds in results.samples.values():
+        assert set(rounds) == {0, 1}
+    of_service = results.samples[next(key for key in results.samples if key.peer == SERVICE)][0]
+    assert of_service.usage.keys() == {"client", "worker", "server"}
+    assert len(of_service.latencies) == of_service.operations
+
+
+async def test_a_peer_says_that_it_failed_and_goes_on() -> None:
+    async with (
+        stage(Deployment(sync="2m")) as place,
+        running([KINDS[BARE_LOOP]], place.servers[0].url) as (peer,),
+    ):
+        order = Order("get", 4 * KIB, 1, 1, "never-put")
+        with pytest.raises(PeerError):
+            await peer.order(order)
+        answer = await peer.order(replace(order, verb="put"))
+        assert answer["seconds"] > 0
+
+
+async def test_a_peer_that_ends_is_started_anew() -> None:
+    echo = "read -r _; echo '{\"seconds\": 1}'; read -r _"
+    peer = PeerProcess(replace(KINDS[BARE_LOOP], command=("/bin/sh", "-c", echo)), "nats://nowhere")
+    order = Order("put", 1, 1, 1, "run")
+    try:
+        assert (await peer.order(order))["seconds"] == 1
+        with pytest.raises(PeerError):
+            await peer.order(order)
+        assert (await peer.order(order))["seconds"] == 1
+    finally:
+        await peer.end()
