@@ -21,20 +21,8 @@ from tests.simulation.worker import CHUNK, Worker
 T = TypeVar("T")
 
 _HOUR: Final = 3600.0
-_VERBS: Final = (
-    "put",
-    "put",
-    "put",
-    "stage",
-    "stage",
-    "stage",
-    "get",
-    "get",
-    "has",
-    "hold",
-    "delete",
-    "collect",
-)
+_VERBS: Final = {"put": 3, "stage": 3, "get": 2, "has": 1, "hold": 1, "delete": 2, "collect": 2}
+"""What callers do, and how often."""
 _COMMITS: Final = 4
 """Times that a caller asks for a commit until it has heard what became of it."""
 
@@ -74,7 +62,7 @@ class Caller:
         for _ in range(calls):
             await asyncio.sleep(self._random.choice((0.0, 0.01, 1.0, 20.0)) * self._random.random())
             await self._idle()
-            verb = self._random.choice(_VERBS)
+            [verb] = self._random.choices(list(_VERBS), list(_VERBS.values()))
             await self.do(
                 "get" if verb == "delete" and not self._deletes else verb, self._random.choice(self._blobs)
             )
@@ -164,7 +152,7 @@ class Caller:
             if random.random() < 0.1:
                 raise UnfinishedError
             aborting = None
-            if random.random() < 0.15:
+            if random.random() < 0.25:
                 aborting = asyncio.create_task(self._abort(blob, opened))
             await self._commit(request)
             if aborting is not None:

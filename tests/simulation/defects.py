@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 from unittest import mock
 
@@ -14,7 +14,7 @@ from natsblob.maintenance.collect import Collector
 from natsblob.objectstore.info import Entry
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.reader import ChunkSource
-from natsblob.objectstore.staging import Staging
+from natsblob.objectstore.staging import Decided, Decision, Staging
 from tests.simulation.faults import Faults
 
 Plant = Callable[[], AbstractContextManager[object]]
@@ -87,10 +87,45 @@ def _chunks_in_any_order() -> AbstractContextManager[object]:
     return mock.patch.object(Objects, "write", write)
 
 
+def _commit_without_decision() -> AbstractContextManager[object]:
+    decide = Staging._decide
+
+    async def decided(self: Staging, stage: str, decision: Decision) -> Decided:
+        if decision.action == "drop":
+            return await decide(self, stage, decision)
+        return Decided(decision, 1_000_000, datetime.now(UTC))
+
+    return mock.patch.object(Staging, "_decide", decided)
+
+
+def _markers_keep_chunks() -> AbstractContextManager[object]:
+    named_chunks = Objects.named_chunks
+
+    async def named(self: Objects) -> set[str]:
+        stream = self._layout.stream
+        subjects = await self._jetstream.subjects(stream, self._layout.all_meta)
+        latest = await self._jetstream.latest(stream, list(subjects))
+        return await named_chunks(self) | {Entry.decode(stored).info.nuid for stored in latest.messages}
+
+    return mock.patch.object(Objects, "named_chunks", named)
+
+
+def _asking_from_the_beginning() -> AbstractContextManager[object]:
+    start = ChunkSource._start
+
+    def forgetful(self: ChunkSource, first: int, *, trust_marks: bool) -> int:
+        return start(self, first, trust_marks=True) if trust_marks else 1
+
+    return mock.patch.object(ChunkSource, "_start", forgetful)
+
+
 DEFECTS: Final[dict[str, tuple[Plant, Faults]]] = {
     "metadata before chunks": (_metadata_before_chunks, Faults(late=0.08, reordered=0.4)),
     "missing is not confirmed": (_missing_is_not_confirmed, Faults(lag=20.0)),
-    "abort without decision": (_abort_without_decision, Faults(lost=0.1, late=0.1)),
+    "abort without decision": (_abort_without_decision, Faults(late=0.2, duplicated=0.2)),
+    "commit without decision": (_commit_without_decision, Faults(late=0.2, duplicated=0.2)),
+    "delete markers keep chunks": (_markers_keep_chunks, Faults(lost=0.3, cancels=0.6)),
+    "asking from the beginning": (_asking_from_the_beginning, Faults(reordered=0.4)),
     "collector without age": (_collector_without_age, Faults(late=0.1)),
     "window without bound": (_window_without_bound, Faults(late=0.1)),
     "frames by arrival": (_frames_by_arrival, Faults(reordered=0.4, duplicated=0.2)),
