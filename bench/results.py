@@ -18,6 +18,7 @@ _TELLING: Final = 256 * MIB
 """Bytes from which CPU seconds, counted in hundredths, are worth a division."""
 PERCENTILES: Final = (50, 99, 99.9)
 ROLES: Final = ("client", "worker", "server")
+_BATCHES: Final = frozenset({"has_batch", "has_cold"})
 MOVES_BYTES: Final = frozenset({"put", "get"})
 
 
@@ -186,14 +187,17 @@ _COLUMNS: Final = (
 
 def _heading(deployment: Deployment, workload: Workload, verb: str) -> str:
     what = f"{verb}, {format_size(workload.size)}"
-    if verb == "has_batch":
+    at_once = workload.at_once
+    if verb in _BATCHES:
         what = f"has, {MAX_BATCH:,} digests a request"
-    return f"{what}, {workload.at_once} at once ({deployment})"
+    if verb == "has_cold":
+        what, at_once = f"{what}, the first that a worker gets", 1
+    return f"{what}, {at_once} at once ({deployment})"
 
 
 def _line(row: Row) -> str:
     unit, factor = "/s", 1.0
-    if row.key.verb == "has_batch":
+    if row.key.verb in _BATCHES:
         unit, factor = "digests/s", float(MAX_BATCH)
     elif row.key.verb in MOVES_BYTES and row.key.workload.size >= MIB:
         unit, factor = "MiB/s", row.key.workload.size / MIB

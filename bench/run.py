@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Final
+from typing import Final, Self
 
 import nats
 from nats.js import JetStreamContext
@@ -31,13 +31,35 @@ _QUERIES: Final = ("has", "info")
 _runs = count(1)
 
 
+class Worker:
+    """The worker of a service, which may be replaced by one that remembers nothing."""
+
+    def __init__(self, url: str, replicas: int) -> None:
+        self._url = url
+        self._replicas = replicas
+        self._running = AsyncExitStack()
+        self.pid = 0
+
+    async def __aenter__(self) -> Self:
+        worker = running_worker(self._url, replicas=self._replicas)
+        self.pid = (await self._running.enter_async_context(worker)).pid
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._running.aclose()
+
+    async def renew(self) -> None:
+        await self._running.aclose()
+        await self.__aenter__()
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """What peers are measured on."""
 
     deployment: Deployment
     servers: Sequence[EmbeddedServer]
-    worker_pid: int
+    worker: Worker
     jetstream: JetStreamContext
     version: str
 
@@ -92,11 +114,11 @@ async def stage(deployment: Deployment) -> AsyncIterator[Stage]:
             cluster = temporary_cluster(deployment.replicas, jetstream=jetstream)
             servers = (await stack.enter_async_context(cluster)).servers
         url = servers[0].url
-        worker = await stack.enter_async_context(running_worker(url, replicas=deployment.replicas))
+        worker = await stack.enter_async_context(Worker(url, deployment.replicas))
         nc = await stack.enter_async_context(await nats.connect(url))
         found = nc.connected_server_version
         version = f"{found.major}.{found.minor}.{found.patch}"
-        place = Stage(deployment, servers, worker.pid, nc.jetstream(timeout=_PATIENCE), version)
+        place = Stage(deployment, servers, worker, nc.jetstream(timeout=_PATIENCE), version)
         for bucket in (PEERS_BUCKET, BARE_BUCKET):
             config = ObjectStoreConfig(bucket=bucket, replicas=deployment.replicas)
             await place.jetstream.create_object_store(bucket, config)
@@ -117,12 +139,15 @@ async def _round(peer: PeerProcess, place: Stage, workload: Workload, results: R
         key = put._replace(verb=verb)
         if put in results.failures:  # nothing is there for the others to read
             break
-        if verb not in peer.kind.verbs or not operations or key in results.failures:
+        if verb == "has_cold":
+            await place.worker.renew()
+        asked = "has_batch" if verb == "has_cold" else verb
+        if asked not in peer.kind.verbs or not operations or key in results.failures:
             continue
-        order = Order(verb, workload.size, operations, min(workload.at_once, operations), run_name)
+        order = Order(asked, workload.size, operations, min(workload.at_once, operations), run_name)
         try:
             sample = await _measured(peer, place, order)
-            if verb == "has_batch" or not workload.batches:  # else the put only prepares
+            if asked == "has_batch" or not workload.batches:  # else the put only prepares
                 results.add(key, number, sample)
         except PeerError as error:
             results.fail(key, str(error))
@@ -139,7 +164,7 @@ async def _round(peer: PeerProcess, place: Stage, workload: Workload, results: R
 def _verbs(workload: Workload) -> dict[str, int]:
     """Operations by verb, in order."""
     if workload.batches:
-        return {"put": workload.count, "has_batch": workload.batches}
+        return {"put": workload.count, "has_cold": 1, "has_batch": workload.batches}
     moves = dict.fromkeys(("put", "get"), workload.count)
     return moves | dict.fromkeys(_QUERIES, workload.queries)
 
@@ -147,7 +172,7 @@ def _verbs(workload: Workload) -> dict[str, int]:
 async def _measured(peer: PeerProcess, place: Stage, order: Order) -> Sample:
     roles = {"client": [await peer.pid()], "server": place.server_pids}
     if peer.kind.uses_worker:
-        roles["worker"] = [place.worker_pid]
+        roles["worker"] = [place.worker.pid]
     meter = Meter(roles)
     answer = await peer.order(order)
     usage = meter.read()

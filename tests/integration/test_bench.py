@@ -82,7 +82,8 @@ async def test_an_interrupted_run_leaves_nothing(natsblob: Cli, server: Embedded
 
 async def test_a_run_measures_every_round_of_every_peer() -> None:
     workloads = (Workload(4 * KIB, count=3, at_once=2, queries=2), Workload(2 * MIB))
-    profile = Profile("a moment", (Deployment(sync="2m"),), workloads, rounds=2)
+    batches = Workload(4 * KIB, count=1000, at_once=32, batches=2)
+    profile = Profile("a moment", (Deployment(sync="2m"),), (*workloads, batches), rounds=2)
     results, configuration = await run(profile, list(KINDS.values()))
     assert results.failures == {}
     assert "sync_interval: 2m" in configuration[str(profile.deployments[0])]
@@ -93,6 +94,10 @@ async def test_a_run_measures_every_round_of_every_peer() -> None:
             assert (workload, verb, BARE_LOOP) in measured
     assert (workloads[1], "get", BARE_SOCKET_VERIFIED) in measured
     assert (workloads[0], "get", BARE_SOCKET_VERIFIED) not in measured  # it does one thing at a time
+    assert {(verb, peer) for workload, verb, peer in measured if workload == batches} == {
+        ("has_cold", SERVICE),
+        ("has_batch", SERVICE),
+    }
     for rounds in results.samples.values():
         assert set(rounds) == {0, 1}
     of_service = results.samples[next(key for key in results.samples if key.peer == SERVICE)][0]
