@@ -18,6 +18,8 @@ from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.jetstream import JetStream
 from natsblob.digest import Digest
 from natsblob.errors import BlobCorruptError, BlobError, BlobNotFoundError, UnavailableError
+from natsblob.maintenance.doctor.check import Status
+from natsblob.maintenance.doctor.copies import Figures, check_copies, differing
 from natsblob.maintenance.repair import Repairer, Say
 from natsblob.maintenance.replicas import Comparer, nodes_of
 from natsblob.maintenance.verify import verify
@@ -235,6 +237,31 @@ async def test_a_server_that_is_down_is_not_judged(rig: Rig, fresh_cluster: Embe
     with pytest.raises(UnavailableError):
         await rig.repairer(lambda _: None).repair()
     assert len(await rig.group()) == 3
+
+
+@pytest.mark.cluster
+async def test_the_doctor_compares_what_servers_say(rig: Rig, fresh_cluster: EmbeddedCluster) -> None:
+    monitors = [f"http://127.0.0.1:{seat.monitor_port}" for seat in fresh_cluster._seats]
+    connection = rig.bucket.jetstream.connection
+    check = await check_copies(connection, monitors, rig.bucket.layout.stream)
+    assert check is not None
+    assert check.status is Status.OK
+    assert await check_copies(connection, monitors[:1], rig.bucket.layout.stream) is None
+
+
+@pytest.mark.parametrize(
+    ("now", "different"),
+    [
+        ({"a": Figures(9, 0, 9), "b": Figures(9, 0, 9), "c": Figures(9, 0, 9)}, []),
+        ({"a": Figures(9, 0, 9), "b": Figures(4, 0, 4), "c": Figures(9, 0, 9)}, ["b"]),
+        ({"a": Figures(9, 0, 9), "b": Figures(7, 2, 9), "c": Figures(9, 0, 9)}, ["b"]),
+        ({"a": Figures(12, 0, 12), "b": Figures(9, 0, 9), "c": Figures(12, 0, 12)}, []),
+    ],
+    ids=["equal", "behind", "gaps", "writes go on"],
+)
+def test_servers_that_count_differently(now: dict[str, Figures], different: list[str]) -> None:
+    before = dict.fromkeys("abc", Figures(9, 0, 9))
+    assert differing(before, now) == different
 
 
 async def test_a_copy_is_read_whole_and_its_readers_go_away(single: Rig) -> None:

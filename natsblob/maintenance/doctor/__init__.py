@@ -13,10 +13,12 @@ from natsblob.client import connect as connect_client
 from natsblob.errors import BlobError, NotAllowedError
 from natsblob.maintenance.doctor.ask import Reach
 from natsblob.maintenance.doctor.check import Check, Status
+from natsblob.maintenance.doctor.copies import check_copies
 from natsblob.maintenance.doctor.server import check_fsync, check_payload, check_version
 from natsblob.maintenance.doctor.service import Responders, check_front, check_responders, check_round_trip
 from natsblob.maintenance.doctor.storage import check_storage
 from natsblob.objectstore.bucket import Bucket
+from natsblob.objectstore.info import Layout
 
 __all__ = ["Check", "Deployment", "Status", "examine"]
 
@@ -68,6 +70,9 @@ async def examine(deployment: Deployment) -> AsyncGenerator[Check, None]:
             yield await check_fsync(connection, deployment.monitors, deployment.embedded_name)
             async for check in _examine_storage(deployment, stack):
                 yield check
+            copies = await check_copies(connection, deployment.monitors, Layout(deployment.bucket).stream)
+            if copies is not None:
+                yield copies
         if responders.answer.reach is Reach.REFUSED:
             yield await check_front(connection, deployment.prefix)
             return
