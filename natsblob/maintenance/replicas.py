@@ -187,30 +187,31 @@ class Comparer:
             entry = found.entries[name]
             if not entry.is_content:
                 continue
-            good = await self.good_copies(entry, nodes)
+            good = await self._good_copies(entry, nodes)
             if len(good) == len(nodes) or await self._is_gone(entry):
                 continue
             bad = tuple(node for node in nodes if node not in good)
             damage.append(Damage(name, bad, tuple(node for node in nodes if node in good)))
         return damage
 
-    async def good_copies(self, entry: Entry, nodes: Sequence[str]) -> set[str]:
+    async def _good_copies(self, entry: Entry, nodes: Sequence[str]) -> set[str]:
         """Those of `nodes` that give the object's metadata and its bytes with their right SHA-256."""
+        return {node for node in nodes if await self._is_whole_on(node, entry)}
+
+    async def _is_whole_on(self, node: str, entry: Entry) -> bool:
         meta, chunks = self._layout.meta(entry.info.name), self._layout.chunks(entry.info.nuid)
-        good: set[str] = set()
-        async with self._copies.opened(nodes, subjects=[meta, chunks]) as copies:
-            for name, copy in copies.items():
-                hashing = _Hashing()
-                has_meta = False
-                while messages := await copy.next():
-                    for message in messages:
-                        if message.subject == meta:
-                            has_meta = True
-                        else:
-                            await hashing.update(message.data)
-                if has_meta and await hashing.is_whole(entry):
-                    good.add(name)
-        return good
+        hashing = _Hashing()
+        has_meta = False
+        async with self._copies.opened([node], subjects=[meta, chunks]) as copies:
+            if node not in copies:
+                raise UnavailableError(f"{node} has stopped reading its copy; a repeat is safe")
+            while messages := await copies[node].next():
+                for message in messages:
+                    if message.subject == meta:
+                        has_meta = True
+                    else:
+                        await hashing.update(message.data)
+        return has_meta and await hashing.is_whole(entry)
 
     async def _forgive(self, found: _Findings) -> None:
         """Take back what was held against copies for messages that were deleted meanwhile."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.jetstream import JetStream
 from natsblob.digest import Digest
 from natsblob.errors import BlobCorruptError, BlobError, BlobNotFoundError, UnavailableError
+from natsblob.maintenance import replicas
 from natsblob.maintenance.doctor.check import Status
 from natsblob.maintenance.doctor.copies import Figures, check_copies, differing
 from natsblob.maintenance.repair import Repairer, Say
@@ -27,7 +28,7 @@ from natsblob.objectstore.bucket import Bucket, BucketConfig
 from natsblob.objectstore.objects import Objects
 from natsblob.store.jetstream import JetStreamStore
 from natsblob.testing.payloads import pattern
-from natsblob.testing.servers import EmbeddedCluster
+from natsblob.testing.servers import EmbeddedCluster, temporary_cluster
 from tests.integration.cli_process import Cli
 
 CHUNK = 32 * 1024
@@ -50,7 +51,7 @@ class Rig:
     blobs: dict[Digest, bytes]
 
     @classmethod
-    async def make(cls, url: Access, replicas: int, name: str = "blobs") -> AsyncIterator[Rig]:
+    async def make(cls, url: Access, replicas: int, name: str = "blobs") -> AsyncGenerator[Rig, None]:
         async with await connect(url) as connection:
             bucket = Bucket(JetStream(connection), name, "blob")
             await bucket.create(BucketConfig(name=name, replicas=replicas))
@@ -98,7 +99,7 @@ class Rig:
     async def lead(self, node: str) -> None:
         async with asyncio.timeout(PATIENCE):
             while next(iter(await self.group())) != node:
-                with suppress(BlobError):
+                with contextlib.suppress(BlobError):
                     await self.copies.lead(node)
                 await asyncio.sleep(0.2)
 
@@ -130,6 +131,12 @@ async def rot(cluster: EmbeddedCluster, server: EmbeddedServer) -> None:
     flip_a_bit(server)
     await server.start()
     await cluster.settled()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that is behind here is damaged: it need not get long."""
+    monkeypatch.setattr(replicas, "CATCH_UP", 2.0)
 
 
 class Operator:
@@ -186,6 +193,24 @@ async def test_a_bit_flipped_on_each_server_in_turn_is_found_and_repaired(
     assert (await rig.comparer.compare()).agree
     assert int((await rig.bucket.info()).config["num_replicas"]) == 3
     assert await rig.consumers() == []
+
+
+@pytest.mark.cluster
+async def test_a_spare_server_takes_the_place_of_a_damaged_copy() -> None:
+    async with (
+        temporary_cluster(4) as cluster,
+        contextlib.aclosing(Rig.make(Access(tuple(cluster.urls)), replicas=3)) as made,
+    ):
+        rig = await anext(made)
+        before = await rig.group()
+        damaged = cluster.named(list(before)[1])
+        await rot(cluster, damaged)
+        assert (await rig.repairer(lambda _: None).repair()).agree
+        after = await rig.group()
+        assert len(after) == 3
+        assert before.keys() - after.keys() == {damaged.name}
+        for digest, data in rig.blobs.items():
+            assert await rig.read(digest) == data
 
 
 @pytest.mark.cluster
