@@ -18,6 +18,7 @@ from natsblob.errors import (
     BlobNotFoundError,
     ConflictError,
     DigestMismatchError,
+    UnavailableError,
 )
 from natsblob.hashing import ConcurrentHasher, digest_of_bytes
 from natsblob.objectstore.cache import EntryCache
@@ -78,7 +79,24 @@ class JetStreamStore:
                 self._cache.forget(digest.hex)  # deleted unheard, and perhaps put again since
             else:
                 return
-        async for chunk in self._objects.read(await self._find(digest), first, count, verify=verify):
+        entry = await self._find(digest)
+        done = 0
+        try:
+            async for chunk in self._objects.read(entry, first, count, verify=verify):
+                yield chunk
+                done += 1
+        except BlobNotFoundError:
+            newest = await self._own(digest)
+            if newest is None or newest.info.nuid == entry.info.nuid:
+                raise
+            if done and newest.info.chunk_size != entry.info.chunk_size:
+                raise
+        else:
+            return
+        # A replica that lags had what was deleted before it was put again.
+        self._cache.forget(digest.hex)
+        left = None if count is None else count - done
+        async for chunk in self._objects.read(newest, first + done, left, verify=verify):
             yield chunk
 
     async def held(self, digest: Digest) -> Info | None:
@@ -189,6 +207,10 @@ class JetStreamStore:
             if before is not None and before.is_content:
                 await shielded(self._objects.drop(written.nuid))
                 return info_of(written.digest, before)
+            if before is not None and written.chunks and before.seq > written.marks.seqs[0]:
+                # Ours may have been named, unheard, and deleted since: then its chunks are purged.
+                await shielded(self._objects.drop(written.nuid))
+                raise UnavailableError("the blob was deleted while it was put; a repeat is safe")
             expected_last = before.seq if before else 0
         await shielded(self._objects.drop(written.nuid))
         raise ConflictError(f"other writers kept replacing blob {name}")
