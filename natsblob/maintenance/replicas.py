@@ -30,8 +30,8 @@ CATCH_UP: Final = 10.0
 """Seconds that a copy which has less than the leader gets to catch up before it counts as damaged."""
 _LOOK_AGAIN: Final = 0.25
 _LOOKED_AT_AGAIN: Final = 1_000
-_ASKED: Final = 4
-"""Times that any replica is asked for a message that the leader has not."""
+_ASKED: Final = 12
+"""Times that any replica is asked for a message that the leader, which may be the damaged one, has not."""
 _ALONE: Final = "-"
 """The name of a server that is in no cluster."""
 
