@@ -135,7 +135,13 @@ class _Ahead:
         self.position = position
 
     async def take(self, wanted: int) -> bytes:
-        """The next `wanted` bytes, of which there are as many."""
+        """The next `wanted` bytes, of which there are as many. A whole chunk is not copied."""
+        if wanted and not self._held and not self._skip:
+            chunk = await anext(self._chunks)
+            if len(chunk) == wanted:
+                self.position += wanted
+                return chunk
+            self._held = memoryview(chunk)
         collected = io.BytesIO()
         while collected.tell() < wanted:
             if not self._held:
