@@ -324,7 +324,6 @@ async def connect(access: Access, *, timeout: float = CONNECT_TIMEOUT) -> Connec
     try:
         await asyncio.wait({attempt, watch}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if not attempt.done() or attempt.exception():
-            await _abandon(client, attempt)
             raise _connect_failure(access, failures, attempt, timeout)
         established = True
         with translated():
@@ -339,9 +338,8 @@ async def connect(access: Access, *, timeout: float = CONNECT_TIMEOUT) -> Connec
 
 async def _abandon(client: DirectClient, attempt: asyncio.Future[None]) -> None:
     attempt.cancel()
-    with suppress(Exception, asyncio.CancelledError):
-        await asyncio.wait({attempt}, timeout=1.0)
-    with suppress(Exception):
+    await asyncio.wait({attempt}, timeout=1.0)
+    with translated(), suppress(TimeoutError):
         async with asyncio.timeout(2.0):
             await client.close()
 

@@ -102,12 +102,6 @@ class _StreamReply(msgspec.Struct):
     error: ApiErrorBody | None = None
 
 
-class AccountTier(msgspec.Struct):
-    memory: int = 0
-    storage: int = 0
-    streams: int = 0
-
-
 class ApiLevel(msgspec.Struct):
     level: int = 0
     total: int = 0
