@@ -30,7 +30,7 @@ _ELECTION: Final = 30.0
 """Seconds for the group to follow the leader that it was asked to."""
 _LOOK_AGAIN: Final = 0.1
 _ASK_AGAIN: Final = 5.0
-_PROOFS: Final = 5
+_PROOFS: Final = 10
 _PROVE_AGAIN: Final = 1.0
 _NAMED: Final = 3
 
@@ -85,10 +85,13 @@ class Repairer:
         return await self._proved()
 
     async def _proved(self) -> Comparison:
-        """The copies, compared again. A new one may be called current a moment before it is."""
+        """The copies, compared again.
+
+        A new one may be called current a moment before it is, and be absent from the group for another.
+        """
         for _ in range(_PROOFS):
             after = await self._comparer.compare()
-            if after.agree:
+            if after.agree and len(after.nodes) == after.replicas:
                 return after
             await asyncio.sleep(_PROVE_AGAIN)
         raise BlobCorruptError("the copies still differ; every blob was readable from the leader")
