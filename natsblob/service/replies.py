@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -14,6 +15,8 @@ from natsblob.service.messages import Reply
 LONGEST: Final = 1024
 """Bytes of a reply subject. A delegated read repeats it behind a longer subject than the client's own, and
 the server closes connections over control lines that are too long."""
+_PLAIN: Final = re.compile(r"[^\s\x00-\x1f\x7f\ufffd*>.]+(\.[^\s\x00-\x1f\x7f\ufffd*>.]+)*")
+"""A subject that can be published to as it came: no wildcard, no empty token, and it was UTF-8."""
 
 
 class Replies:
@@ -30,8 +33,11 @@ class Replies:
 
     def allows(self, subject: str) -> bool:
         """Whether `subject` may be answered to; counted as dropped where not."""
-        is_plain = "*" not in subject and ">" not in subject and len(subject) <= LONGEST
-        if is_plain and subject.startswith(self._prefixes):
+        if (
+            subject.startswith(self._prefixes)
+            and len(subject.encode()) <= LONGEST
+            and _PLAIN.fullmatch(subject) is not None
+        ):
             return True
         self._metrics.dropped("reply_subject" if subject else "no_reply_subject")
         return False

@@ -202,7 +202,11 @@ class Wire:
     async def publish(self, subject: str, reply: str, block: bytes, data: bytes = b"") -> None:
         """Publish with `block` as the headers; returns when the server has seen it."""
         line = f"HPUB {subject} {reply} {len(block)} {len(block) + len(data)}\r\n".encode()
-        self._writer.write(line + block + data + b"\r\nPING\r\n")
+        await self.send(line + block + data + b"\r\n")
+
+    async def send(self, protocol: bytes) -> None:
+        """Send these bytes; returns when the server has seen them."""
+        self._writer.write(protocol + b"PING\r\n")
         async with asyncio.timeout(TIMEOUT):
             await self._reader.readuntil(b"PONG\r\n")
 

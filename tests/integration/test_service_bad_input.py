@@ -251,6 +251,31 @@ async def test_reply_subjects_that_are_not_answered_to(raw: Raw) -> None:
     await raw.still_answers()
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        pytest.param(b"_INBOX." + "\U0001f600".encode() * 1000, id="1007-characters-of-4007-bytes"),
+        pytest.param(b"_INBOX.\x01", id="control-character"),
+        pytest.param(b"_INBOX.\xff\xfe", id="no-utf8"),
+        pytest.param(b"_INBOX..a", id="empty-token"),
+        pytest.param(b"_INBOX.a.", id="empty-last-token"),
+    ],
+)
+async def test_reply_subjects_that_no_library_would_send(
+    raw: Raw, server: EmbeddedServer, reply: bytes
+) -> None:
+    """The first of them, repeated behind a longer subject, had the server close the worker's connection."""
+    digest = await raw.put(pattern(3 * CHUNK))
+    before = await raw.figures()
+    async with Wire(server.url) as wire:
+        for body in (digest.encode(), b'{"digest":"%s","mode":"stream"}' % digest.encode()):
+            await wire.send(b"PUB %s.get %s %d\r\n%s\r\n" % (raw.prefix.encode(), reply, len(body), body))
+    after = await raw.figures()
+    assert after["dropped_replies"] - before["dropped_replies"] == 2
+    assert after["requests"] == before["requests"]
+    await raw.still_answers()
+
+
 async def test_a_sealed_bucket_can_be_read_and_nothing_else(server: EmbeddedServer) -> None:
     async with service(server.url) as raw:
         data = pattern(3 * CHUNK)
