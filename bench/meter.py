@@ -37,7 +37,7 @@ class Meter:
     def read(self) -> dict[str, Usage]:
         """What was used since; memory of several processes of a role is added up."""
         return {
-            role: Usage(sum(map(_cpu, pids)) - self._before[role], sum(map(_peak, pids)))
+            role: Usage(sum(map(_cpu, pids)) - self._before[role], sum(map(peak, pids)))
             for role, pids in self._roles.items()
         }
 
@@ -46,7 +46,14 @@ def _cpu(pid: int) -> float:
     return parse_cpu(Path(f"/proc/{pid}/stat").read_text())
 
 
-def _peak(pid: int) -> int:
+def cpu_time(pid: int) -> float:
+    """CPU seconds of all threads of a process, exactly, where `_cpu` counts in hundredths."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
+def peak(pid: int) -> int:
+    """The most bytes that a process had in memory."""
     return parse_peak(Path(f"/proc/{pid}/status").read_text())
 
 
@@ -58,5 +65,14 @@ def parse_cpu(stat: str) -> float:
 
 def parse_peak(status: str) -> int:
     """Peak resident bytes in the text of /proc/PID/status; 0 where it is not there."""
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return _bytes("VmHWM", status)
+
+
+def resident(pid: int) -> int:
+    """Bytes that a process has in memory now."""
+    return _bytes("VmRSS", Path(f"/proc/{pid}/status").read_text())
+
+
+def _bytes(name: str, status: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)
     return int(found[1]) * 1024 if found else 0
