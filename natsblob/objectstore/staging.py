@@ -90,11 +90,11 @@ class Staging:
         """
         count = await self._count(stage)
         if count == 0 and request.chunks > 0:
-            return await self._settled_before(stage)
+            return await self._settled_before(stage, request)
         try:
             written = await self._verified(stage, request, seen, count)
         except _PurgedError:
-            return await self._settled_before(stage)
+            return await self._settled_before(stage, request)
         name = written.digest.hex
         before = await self._objects.newest(name)
         if before is not None and before.is_content:
@@ -103,7 +103,7 @@ class Staging:
             return await self._name_copy(stage, written, before)
         decided = await self._decide(stage, Decision("commit", name))
         if decided.decision.action == "drop":
-            return await self._settled_before(stage)
+            return await self._settled_before(stage, request)
         deleted_since = before is not None and before.info.deleted and before.seq > decided.seq
         if decided.decision.digest != name or deleted_since:
             raise _unknown()
@@ -132,11 +132,17 @@ class Staging:
         subject = self._layout.chunks(stage)
         return (await self._jetstream.subjects(self._layout.stream, subject)).get(subject, 0)
 
-    async def _settled_before(self, stage: str) -> Committed:
-        """The outcome of an upload whose chunks are gone: the same content may be there already."""
+    async def _settled_before(self, stage: str, request: CommitRequest) -> Committed:
+        """The outcome of an upload whose chunks are gone: the same content may be there already.
+
+        `DigestMismatchError` where it is not the content that this request is about.
+        """
         stored = await self._jetstream.last_at_leader(self._layout.stream, self._layout.decision(stage))
         decision = _decode(stored) if stored else None
         if decision and decision.digest and (entry := await self._objects.find(decision.digest)):
+            other = request.digest is not None and request.digest.hex != decision.digest
+            if other or entry.info.size != request.size:
+                raise DigestMismatchError("the upload was committed with other content than is declared now")
             return Committed(entry, created=False)
         raise _unknown()
 
