@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/.ready
 
-.PHONY: help demo test soak check guard bench format clean
+.PHONY: help demo test soak fuzz check guard bench format clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -18,6 +18,9 @@ test: $(READY) ## run all tests (ARGS='tests/unit -k wire' selects)
 
 soak: $(READY) ## simulate faults for a while (ARGS='--minutes 30', ARGS='--seed 42' for one schedule again)
 	$(BIN)/python -m tests.simulation $(ARGS)
+
+fuzz: $(READY) ## send a million requests of every kind to a worker (ARGS='--requests 20000 --seed 7')
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 check: $(READY) ## lint, format, types and layers, as CI does
 	$(BIN)/ruff check
