@@ -1,10 +1,12 @@
 """nats-py's client with the places replaced where it would lose requests or time (ADR 0004).
 
-- A message goes from the parser to its handler directly. The library puts it into a queue that drops
-  when full, and has a task for each subscription that runs one callback at a time.
+- A message goes from the socket to its handler directly (`receive`, `transport`). The library reads it into
+  a buffer that it cuts up, puts it into a queue that drops when full, and has a task for each
+  subscription that runs one callback at a time.
 - Header blocks are parsed by `parse_headers`. The library stops reading when one is malformed, which
   any client can bring about.
-- Publishing is `send`, which lets a cancellation through. The library's flush swallows it.
+- Publishing is `send`, which lets a cancellation through; the library's flush swallows it. What was
+  published in one round of the event loop is written at its end, without a task in between.
 - A ping waits its turn. The library's overtakes what is still to be sent, so that `flush` proves nothing.
 
 Reconnecting, TLS, authentication and all of the protocol but messages stay the library's.
@@ -15,21 +17,28 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Final
 
+import structlog
 from nats.aio.client import PING_PROTO, Client, Srv
 from nats.aio.msg import Msg
 
 from natsblob.broker.message import Message, parse_headers
-from natsblob.broker.receive import BulkParser, BulkTransport
+from natsblob.broker.receive import LANDING
+from natsblob.broker.transport import BulkTransport
 from natsblob.errors import BadRequestError, TooLargeError, UnavailableError
 from natsblob.wire import STATUS, Headers
+
+log = structlog.get_logger("natsblob.broker")
 
 Handler = Callable[[Message], None]
 """Takes one message, in order of arrival, and returns at once: it runs inside the reading loop."""
 
 _SUBJECT: Final = re.compile(r"[^\s\x00-\x1f\x7f]+")
 _CRLF: Final = b"\r\n"
+_LOOK_AGAIN: Final = 0.1
+"""Seconds after which it is asked anew whether there is a connection to wait for."""
 
 
 class DirectClient(Client):
@@ -37,14 +46,13 @@ class DirectClient(Client):
 
     max_unflushed: Final = 4 * 1024 * 1024
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._ps = BulkParser(self)
+    _bulk: BulkTransport
+    _write_is_due = False
 
     async def _connect_to_server(self, s: Srv) -> None:
-        if not self._transport and s.uri.scheme not in ("ws", "wss"):
-            self._transport = BulkTransport()
-        await super()._connect_to_server(s)
+        s.last_attempt = monotonic()
+        self._transport = self._bulk = BulkTransport(self._deliver)
+        await self._bulk.connect(s.uri, LANDING, self.options["connect_timeout"])
 
     async def subscribe_direct(self, subject: str, handler: Handler, queue: str = "") -> int:
         """Subscribe and return the subscription's id; `handler` gets every message, synchronously."""
@@ -72,11 +80,9 @@ class DirectClient(Client):
             self._remove_sub(sid)
             subscription._stop_processing()  # noqa: SLF001 - the library's own way would drop messages
 
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        subscription = self._subs.get(sid)
-        deliver: Handler | None = getattr(getattr(subscription, "_cb", None), "deliver", None)
-        if deliver is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
+    def _deliver(self, sid: int, subject: bytes, reply: bytes, headers: bytes, data: bytes) -> None:
+        handler: Handler | None = getattr(getattr(self._subs.get(sid), "_cb", None), "deliver", None)
+        if handler is None:
             return
         self.stats["in_msgs"] += 1
         self.stats["in_bytes"] += len(data)
@@ -84,9 +90,9 @@ class DirectClient(Client):
             subject.decode("utf-8", "replace"), reply.decode("utf-8", "replace"), data, parse_headers(headers)
         )
         try:
-            deliver(message)
-        except Exception as error:  # noqa: BLE001 - a defect in one handler must not stop the reading
-            await self._error_cb(error)
+            handler(message)
+        except Exception:  # a defect in one handler must not stop the reading
+            log.exception("nats.handler")
 
     def enqueue(self, subject: str, reply: str, headers: Headers | None, data: bytes | memoryview) -> None:
         """Publish without waiting; `UnavailableError` where too much waits for the socket already."""
@@ -95,18 +101,18 @@ class DirectClient(Client):
             raise UnavailableError("the connection to NATS is closed")
         if len(data) > self.max_payload:
             raise TooLargeError("the message is larger than the server's max_payload")
-        if self._pending_data_size > self.max_unflushed * (2 if self.is_connected else 1):
+        if self._unsent > self.max_unflushed * (2 if self.is_connected else 1):
             raise UnavailableError("the connection to NATS is interrupted or too slow")
         self._pending += (head, data, _CRLF)  # type: ignore[arg-type]  # only ever joined
         self._pending_data_size += len(head) + len(data) + len(_CRLF)
         self.stats["out_msgs"] += 1
         self.stats["out_bytes"] += len(data)
-        self._kick()
+        self._write_soon()
 
     async def send(self, subject: str, reply: str, headers: Headers | None, data: bytes | memoryview) -> None:
         """Publish. Waits where more than `max_unflushed` bytes wait for the socket."""
-        while self._pending_data_size > self.max_unflushed:
-            await self._flushed()
+        while self._unsent > self.max_unflushed:
+            await self._sent_some()
         self.enqueue(subject, reply, headers, data)
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
@@ -114,23 +120,36 @@ class DirectClient(Client):
         self._pongs.append(future or asyncio.get_running_loop().create_future())
         self._pending.append(PING_PROTO)
         self._pending_data_size += len(PING_PROTO)
-        self._kick()
+        self._write_soon()
 
-    def _kick(self) -> asyncio.Future[None] | None:
-        if self.is_connected and self._flush_queue is not None and self._flush_queue.empty():
-            flushed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._flush_queue.put_nowait(flushed)
-            return flushed
-        return None
+    @property
+    def _unsent(self) -> int:
+        """Bytes that wait for the socket. Those of an interrupted connection are lost."""
+        return self._pending_data_size + (self._bulk.unsent if self.is_connected else 0)
 
-    async def _flushed(self) -> None:
-        """Wait for the flusher's next round, or look again soon: a lost connection resolves nothing."""
+    def _write_soon(self) -> None:
+        if not self._write_is_due:
+            self._write_is_due = True
+            asyncio.get_running_loop().call_soon(self._write)
+
+    def _write(self) -> None:
+        self._write_is_due = False
+        if self.is_connected and self._pending:
+            pending, self._pending, self._pending_data_size = self._pending, [], 0
+            self._bulk.writelines(pending)
+
+    async def _sent_some(self) -> None:
+        """Wait until the socket has taken some of what waits for it; look again soon in any case."""
+        self._write()
+        try:
+            async with asyncio.timeout(_LOOK_AGAIN):
+                await self._bulk.drain()
+        except TimeoutError:
+            pass
+        except OSError as error:
+            raise UnavailableError("the connection to NATS is interrupted") from error
         if not self.is_connected:
             raise UnavailableError("the connection to NATS is interrupted")
-        flushed = self._kick()
-        await asyncio.wait(
-            [flushed] if flushed else [asyncio.ensure_future(asyncio.sleep(0.002))], timeout=0.1
-        )
 
 
 def frame_head(subject: str, reply: str, headers: Headers | None, size: int) -> bytes:

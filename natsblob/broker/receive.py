@@ -1,113 +1,102 @@
-"""The receiving end of a connection: larger reads, and payloads that are put together once (ADR 0004).
+"""Cutting messages out of what a server sends (ADR 0004).
 
-The library reads 32 KiB at a time into one growing buffer, from which it cuts every payload and then
-moves the rest to the front. For chunks of half a MiB that is most of what a client spends.
+What arrives is read into one buffer that is used over and over, and each payload is copied out of it
+once, while the processor still has it at hand. Messages go to their handlers straight from the reading of
+the socket; whatever else a server says is left to the client library.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol
-from urllib.parse import ParseResult
+from collections.abc import Callable
+from typing import Final, TypeAlias
 
-from nats.aio.transport import TcpTransport
 from nats.errors import ProtocolError
-from nats.protocol.parser import Parser
 
-READ_SIZE: Final = 1024 * 1024
-"""Bytes asked of the socket at a time."""
+LANDING: Final = 768 * 1024
+"""Bytes that are read at a time at most: a chunk of the usual size, and little more than a cache holds."""
+_LEAST_ROOM: Final = 64 * 1024
+"""Bytes to read into at least."""
 _LONGEST_LINE: Final = 1024 * 1024
 """Bytes of a control line; INFO names every server of a cluster."""
 _CRLF: Final = 2
 
-
-class BulkTransport(TcpTransport):
-    """A TCP connection that is read in large pieces."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # the library leaves it untyped
-
-    async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
-        await super().connect(uri, max(buffer_size, READ_SIZE), connect_timeout)
-
-    async def read(self, buffer_size: int) -> bytes:
-        data: bytes = await super().read(max(buffer_size, READ_SIZE))
-        return data
+Deliver: TypeAlias = Callable[[int, bytes, bytes, bytes, bytes], None]
+"""Takes one message: subscription, subject, reply subject, header block and payload."""
+Control: TypeAlias = Callable[[bytes], None]
+"""Takes one line that is no message, with its end."""
 
 
-class Receiver(Protocol):
-    """The client, as far as the parser calls it with messages."""
+class Cutter:
+    """Takes bytes in pieces of any size and hands on each message and each line once it is complete.
 
-    async def _process_msg(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
-    ) -> None: ...
+    Ask for `room`, write to its beginning, and say how much that was to `received`.
+    """
 
+    def __init__(self, deliver: Deliver, control: Control) -> None:
+        self._deliver = deliver
+        self._control = control
+        self._hold(LANDING)
+        self._start = self._end = 0
+        self._needed = 1
+        """Bytes from `_start` on with which there is something to cut."""
 
-class BulkParser(Parser):
-    """Cuts messages out of what is read; all other operations are the library's to parse."""
+    def room(self) -> memoryview:
+        """Where the next bytes go. Void after the next call of `received`."""
+        wanted = max(self._needed, self._end - self._start + _LEAST_ROOM)
+        if self._start + wanted > len(self._buffer):
+            self._make_room(wanted)
+        return self._view[self._end :]
 
-    def __init__(self, client: Any) -> None:
-        super().__init__(client)
-        self._client: Receiver = client
+    def received(self, size: int) -> None:
+        """Take the `size` bytes that were written to `room`; `ProtocolError` where they make no sense."""
+        self._end += size
+        while self._end - self._start >= self._needed:
+            line_end = self._buffer.find(b"\n", self._start, self._end) + 1
+            if not line_end:
+                if self._end - self._start > _LONGEST_LINE:
+                    raise ProtocolError("nats: a control line without an end")
+                break
+            line = bytes(self._view[self._start : line_end])
+            if not line.startswith((b"MSG ", b"HMSG ")):
+                self._start = line_end
+                self._control(line)
+            elif not self._cut(line, line_end):
+                break
+        if self._start == self._end:
+            self._start = self._end = 0
 
-    def reset(self) -> None:
-        super().reset()
-        self._line = b""
-        self._parts: list[memoryview] = []
-        self._missing = 0
-        self._subject = self._reply = b""
-        self._sid = self._header_size = self._size = 0
-
-    async def parse(self, data: bytes = b"") -> None:
-        """Take what was read, in pieces of any size, and hand on the messages that are complete."""
-        view = memoryview(data)
-        position = 0
-        while position < len(data):
-            if self._missing:
-                taken = view[position : position + self._missing]
-                self._parts.append(taken)
-                self._missing -= len(taken)
-                position += len(taken)
-                if not self._missing:
-                    await self._message_is_complete()
-                continue
-            end = data.find(b"\n", position) + 1
-            self._line += data[position : end or len(data)]
-            if len(self._line) > _LONGEST_LINE:
-                raise ProtocolError("nats: a control line without an end")
-            if not end:
-                return
-            position = end
-            line, self._line = self._line, b""
-            if line.startswith((b"MSG ", b"HMSG ")):
-                self._message_begins(line)
-            else:
-                await super().parse(line)
-
-    def _message_begins(self, line: bytes) -> None:
+    def _cut(self, line: bytes, line_end: int) -> bool:
+        """Hand on the message that begins with `line`, unless some of it is still to come."""
         try:
-            operation, self._subject, sid, *reply, size = line.split()
-            header_size = reply.pop() if operation == b"HMSG" else b"0"
-            self._reply = reply[0] if reply else b""
-            self._sid, self._header_size, self._size = int(sid), int(header_size), int(size)
-        except ValueError as error:
+            operation, subject, sid, *rest = line.split()
+            size = int(rest.pop())
+            header_size = int(rest.pop()) if operation == b"HMSG" else 0
+            reply = rest.pop() if rest else b""
+            number = int(sid)
+        except (ValueError, IndexError) as error:
             raise ProtocolError("nats: malformed MSG") from error
-        self._missing = self._size + _CRLF
+        if rest or not 0 <= header_size <= size:
+            raise ProtocolError("nats: malformed MSG")
+        payload_start = line_end + header_size
+        payload_end = line_end + size
+        self._needed = payload_end + _CRLF - self._start
+        if self._end - self._start < self._needed:
+            return False
+        self._start += self._needed
+        self._needed = 1
+        header = bytes(self._view[line_end:payload_start])
+        payload = bytes(self._view[payload_start:payload_end])
+        self._deliver(number, subject, reply, header, payload)
+        return True
 
-    async def _message_is_complete(self) -> None:
-        parts, self._parts = self._parts, []
-        header = bytes(cut(parts, self._header_size))
-        payload = cut(parts, self._size - self._header_size)
-        await self._client._process_msg(self._sid, self._subject, self._reply, payload, header)  # noqa: SLF001
+    def _make_room(self, wanted: int) -> None:
+        """Move what is held to the front, of a larger buffer where this one is too small."""
+        held = self._view[self._start : self._end]
+        if wanted > len(self._buffer):
+            self._hold(wanted)
+        self._view[: len(held)] = held
+        self._start, self._end = 0, len(held)
 
-
-def cut(parts: list[memoryview], size: int) -> bytes:
-    """Take the first `size` bytes off `parts`, copied once."""
-    taken: list[memoryview] = []
-    while size > 0:
-        part = parts.pop(0)
-        if len(part) > size:
-            parts.insert(0, part[size:])
-            part = part[:size]
-        taken.append(part)
-        size -= len(part)
-    return b"".join(taken)
+    def _hold(self, size: int) -> None:
+        self._buffer = bytearray(size)
+        self._view = memoryview(self._buffer)

@@ -14,6 +14,7 @@ from uuid import uuid4
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
 from natsblob.app import worker
@@ -79,6 +80,13 @@ class Raw:
     async def put(self, data: bytes) -> str:
         """The digest under which `data` is stored now."""
         return str((await self.ask("put", data)).json["digest"])
+
+    async def listen(self, subject: str) -> Subscription:
+        """A subscription that the server knows, so that another connection may publish to it at once."""
+        subscription = await self.nc.subscribe(subject)
+        for _ in range(2):  # the library's first ping overtakes the subscription
+            await self.nc.flush()
+        return subscription
 
     async def frames(self, digest: str, first: int, count: int, **more: Any) -> list[Answer]:
         """The frames of one window, its end frame or error last."""

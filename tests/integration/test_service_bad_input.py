@@ -207,7 +207,7 @@ async def test_a_blob_that_does_not_fit_one_reply(raw: Raw) -> None:
 )
 async def test_malformed_headers(raw: Raw, server: EmbeddedServer, block: bytes) -> None:
     reply = raw.nc.new_inbox()
-    replies = await raw.nc.subscribe(reply)
+    replies = await raw.listen(reply)
     async with Wire(server.url) as wire:
         for endpoint in ("caps", "put", "put.open"):
             await wire.publish(f"{raw.prefix}.{endpoint}", reply, block, b"{}")

@@ -128,7 +128,7 @@ async def test_a_chunk_with_malformed_headers_is_not_committed(
 ) -> None:
     upload = await raw.open()
     reply = raw.nc.new_inbox()
-    acks = await raw.nc.subscribe(reply)
+    acks = await raw.listen(reply)
     async with Wire(server.url) as wire:
         await wire.publish(upload.opened["chunk_subject"], reply, block, CHUNKS[0])
         await acks.next_msg(timeout=5)
