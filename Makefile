@@ -22,6 +22,9 @@ soak: $(READY) ## simulate faults for a while (ARGS='--minutes 30', ARGS='--seed
 fuzz: $(READY) ## send a million requests of every kind to a worker (ARGS='--requests 20000 --seed 7')
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
+faults: $(READY) ## hurt real clusters under load, and check what they promised (LONG=1, ARGS='power kill')
+	@$(BIN)/python -m tests.faults.nemesis $(if $(LONG),--long) $(ARGS)
+
 check: $(READY) ## lint, format, types and layers, as CI does
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
