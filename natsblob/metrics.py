@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -50,10 +50,10 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
-        self.requests_in_flight = Gauge(
+        self._requests_in_flight = Gauge(
             "natsblob_requests_in_flight", "Requests that are being served", registry=registry
         )
-        self.bytes_in_flight = Gauge(
+        self._bytes_in_flight = Gauge(
             "natsblob_bytes_in_flight", "Bytes that requests hold in memory", registry=registry
         )
 
@@ -61,10 +61,17 @@ class Metrics:
         """Count a request that has ended."""
         self._requests.labels(verb, outcome).inc()
         self._seconds.labels(verb).observe(seconds)
-        self._received.inc(received)
-        self._sent.inc(sent)
+        if received:
+            self._received.inc(received)
+        if sent:
+            self._sent.inc(sent)
         if outcome != OK:
             self._errors.labels(outcome).inc()
+
+    def in_flight(self, requests: Callable[[], float], held: Callable[[], float]) -> None:
+        """Show what is in flight, which is asked for when somebody looks: it changes all the time."""
+        self._requests_in_flight.set_function(requests)
+        self._bytes_in_flight.set_function(held)
 
     def refused(self, reason: str) -> None:
         """Count a request that was answered with `busy` before it began."""
@@ -83,8 +90,8 @@ class Metrics:
             "sent_bytes": _total(self._sent),
             "refusals": _total(self._refusals),
             "dropped_replies": _total(self._dropped),
-            "requests_in_flight": _total(self.requests_in_flight),
-            "bytes_in_flight": _total(self.bytes_in_flight),
+            "requests_in_flight": _total(self._requests_in_flight),
+            "bytes_in_flight": _total(self._bytes_in_flight),
         }
 
 

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from secrets import token_hex
+from itertools import count
+from secrets import randbits
 from time import perf_counter
 from typing import Any, Final, Literal, TextIO
 
@@ -26,6 +27,8 @@ from natsblob.metrics import OK, Metrics
 
 CANCELLED: Final = "cancelled"
 
+_ids = count(randbits(63))
+"""Unique in a process, and almost surely beyond."""
 _encoder = msgspec.json.Encoder(enc_hook=str)
 
 
@@ -34,7 +37,7 @@ class Request:
     """What the handler of a request notes of it while it works."""
 
     verb: str
-    id: str = field(default_factory=lambda: token_hex(8))
+    id: str = field(default_factory=lambda: format(next(_ids), "016x"))
     """Names the request in the log, and in the reply where it failed by a defect."""
     digest: Digest | None = None
     size: int | None = None
@@ -61,7 +64,6 @@ class Telemetry:
         request = Request(verb)
         end = _End(OK)
         started = perf_counter()
-        self.metrics.requests_in_flight.inc()
         with tracing.serving(verb, headers or {}) as trace_id:
             try:
                 yield request
@@ -73,9 +75,9 @@ class Telemetry:
                 raise
             finally:
                 seconds = perf_counter() - started
-                self.metrics.requests_in_flight.dec()
                 self.metrics.served(verb, end.outcome, seconds, request.bytes_in, request.bytes_out)
-                self._log.log(end.severity, "request", **_line(request, end, seconds, trace_id))
+                if self._log.is_enabled_for(end.severity):
+                    self._log.log(end.severity, "request", **_line(request, end, seconds, trace_id))
 
 
 @dataclass(frozen=True, slots=True)

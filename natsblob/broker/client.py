@@ -37,6 +37,8 @@ Handler = Callable[[Message], None]
 
 _SUBJECT: Final = re.compile(r"[^\s\x00-\x1f\x7f]+")
 _CRLF: Final = b"\r\n"
+_JOINED: Final = 64 * 1024
+"""Bytes up to which what is written at a time is put together first."""
 _LOOK_AGAIN: Final = 0.1
 """Seconds after which it is asked anew whether there is a connection to wait for."""
 
@@ -135,8 +137,14 @@ class DirectClient(Client):
     def _write(self) -> None:
         self._write_is_due = False
         if self.is_connected and self._pending:
-            pending, self._pending, self._pending_data_size = self._pending, [], 0
-            self._bulk.writelines(pending)
+            pending, size, self._pending, self._pending_data_size = (
+                self._pending,
+                self._pending_data_size,
+                [],
+                0,
+            )
+            # A system call with many small pieces takes longer than joining them.
+            self._bulk.writelines([b"".join(pending)] if size <= _JOINED else pending)
 
     async def _sent_some(self) -> None:
         """Wait until the socket has taken some of what waits for it; look again soon in any case."""

@@ -38,6 +38,7 @@ class Limits:
         self._max_requests = max_requests
         self._budget = ByteBudget(max_bytes)
         self._requests = 0
+        metrics.in_flight(lambda: self._requests, lambda: self._budget.held)
 
     @contextmanager
     def request(self, size: int) -> Iterator[None]:
@@ -58,9 +59,7 @@ class Limits:
         if not self._budget.hold(size):
             self._metrics.refused("bytes")
             raise BusyError("this worker is at its limit of bytes in flight", retry_after_ms=RETRY_AFTER_MS)
-        self._metrics.bytes_in_flight.set(self._budget.held)
         try:
             yield
         finally:
             self._budget.release(size)
-            self._metrics.bytes_in_flight.set(self._budget.held)

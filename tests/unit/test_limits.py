@@ -31,6 +31,16 @@ def test_what_is_held_stays_within_the_bound_or_is_a_single_one(sizes: list[int]
     assert budget.held == sum(held) <= 50
 
 
+def test_what_is_in_flight_is_shown() -> None:
+    metrics = Metrics()
+    limits = Limits(metrics, max_requests=2, max_bytes=100)
+    with limits.request(60):
+        figures = metrics.figures()
+        assert (figures["requests_in_flight"], figures["bytes_in_flight"]) == (1, 60)
+    figures = metrics.figures()
+    assert (figures["requests_in_flight"], figures["bytes_in_flight"]) == (0, 0)
+
+
 def test_a_refused_request_holds_nothing() -> None:
     limits = Limits(Metrics(), max_requests=2, max_bytes=100)
     with ExitStack() as stack:
