@@ -8,6 +8,8 @@
 - Publishing is `send`, which lets a cancellation through; the library's flush swallows it. What was
   published in one round of the event loop is written at its end, without a task in between.
 - A ping waits its turn. The library's overtakes what is still to be sent, so that `flush` proves nothing.
+- Where TLS is asked for, nothing is sent without it. The library goes on in the clear, credentials included,
+  where a server, or somebody between, says nothing of TLS.
 
 Reconnecting, TLS, authentication and all of the protocol but messages stay the library's.
 """
@@ -23,6 +25,7 @@ from typing import Any, Final
 import structlog
 from nats.aio.client import PING_PROTO, Client, Srv
 from nats.aio.msg import Msg
+from nats.errors import SecureConnWantedError
 
 from natsblob.broker.message import Message, parse_headers
 from natsblob.broker.receive import LANDING
@@ -55,6 +58,13 @@ class DirectClient(Client):
         s.last_attempt = monotonic()
         self._transport = self._bulk = BulkTransport(self._deliver)
         await self._bulk.connect(s.uri, LANDING, self.options["connect_timeout"])
+
+    def _connect_command(self) -> bytes:
+        server = self._current_server
+        wanted = "tls" in self.options or (server is not None and server.uri.scheme == "tls")
+        if wanted and not self._server_info.get("tls_required"):
+            raise SecureConnWantedError
+        return super()._connect_command()
 
     async def subscribe_direct(self, subject: str, handler: Handler, queue: str = "") -> int:
         """Subscribe and return the subscription's id; `handler` gets every message, synchronously."""

@@ -16,6 +16,7 @@ import structlog
 
 from natsblob.broker.cleanup import shielded
 from natsblob.broker.client import DirectClient, Handler, Options
+from natsblob.broker.identity import check_creds, check_nkey, tls_context
 from natsblob.broker.message import Message
 from natsblob.broker.translate import nats_error, no_responders, translated
 from natsblob.config import Settings
@@ -35,7 +36,8 @@ _QUOTED: Final = re.compile(r'"([^"]+)"')
 class Access:
     """Where a NATS server is and how to be let in. What is `None` is not used."""
 
-    servers: tuple[str, ...] = ("nats://127.0.0.1:4222",)
+    servers: tuple[str, ...] = field(default=("nats://127.0.0.1:4222",), repr=False)
+    """Addresses, which may have a user and a password in them."""
     name: str = "natsblob"
     creds: str | None = None
     nkey: str | None = None
@@ -64,6 +66,11 @@ class Access:
         )
 
     def options(self) -> Options:
+        """For the client library; `SetupError` where a file that is named cannot be used."""
+        if self.nkey is not None:
+            check_nkey(self.nkey)
+        if self.creds is not None:
+            check_creds(self.creds)
         given = {
             "user_credentials": self.creds,
             "nkeys_seed": self.nkey,
@@ -79,10 +86,7 @@ class Access:
     def _tls(self) -> ssl.SSLContext | None:
         if not (self.tls_ca or self.tls_cert or self.tls_first):
             return None
-        context = ssl.create_default_context(cafile=self.tls_ca)
-        if self.tls_cert:
-            context.load_cert_chain(self.tls_cert, self.tls_key)
-        return context
+        return tls_context(self.tls_ca, self.tls_cert, self.tls_key)
 
 
 class Connection(AbstractAsyncContextManager["Connection"]):
@@ -354,8 +358,9 @@ def _connect_failure(
     if isinstance(error, Exception):
         return nats_error(error)
     where = ", ".join(_without_userinfo(url) for url in access.servers)
+    said = f" (the last attempt: {failures[-1].message})" if failures else ""
     return UnavailableError(
-        f"no NATS server answers at {where} within {timeout:g} s; "
+        f"no NATS server answers at {where} within {timeout:g} s{said}; "
         "start one (`natsblob serve --embedded`) or name another with --server"
     )
 

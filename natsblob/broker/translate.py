@@ -88,6 +88,8 @@ def nats_error(error: Exception) -> BlobError:
             return error
         case nats_errors.NoRespondersError():
             return NoRespondersError("nobody answers on this subject")
+        case nats_errors.SecureConnWantedError():
+            return NotAllowedError("TLS is asked for and the server offers none; no credentials were sent")
         case (
             nats_errors.AuthorizationError()
             | nats_errors.InvalidUserCredentialsError()
