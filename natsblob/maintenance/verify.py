@@ -30,7 +30,8 @@ async def verify(
     """Every blob in ascending order of digest, beginning behind `after`; one deleted meanwhile is left out.
 
     Holds one window of one blob in memory, and the list of names. `rate` is in bytes per second, 0 for no
-    limit. Objects whose name is no digest are not blobs.
+    limit. Objects whose name is no digest are not blobs. `UnavailableError` where the server that leads
+    has lost names, so that not every blob would be read.
     """
     names = [name for name in await objects.names() if _is_digest(name)]
     pace = _Pace(rate)
@@ -42,7 +43,9 @@ async def verify(
                 size += len(chunk)
                 await pace.passed(len(chunk))
         except BlobNotFoundError:
-            continue
+            if await objects.newest_anywhere(name) is not None:
+                continue  # deleted
+            outcome = "corrupt"  # it is listed, and no copy has its metadata
         except BlobCorruptError:
             outcome = "corrupt"
         yield Verified(name, outcome, size)

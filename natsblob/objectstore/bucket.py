@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -15,6 +16,8 @@ from natsblob.wire import Subjects
 OLDEST_SERVER: Final = (2, 11, 0)
 """The first nats-server with batched direct reads."""
 _NANOSECONDS: Final = 1_000_000_000
+_REMEMBERED: Final = 30.0
+"""Seconds for which the number of replicas is taken to be what it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +48,20 @@ class Bucket:
         self.name = check_bucket_name(name)
         self.layout = Layout(name)
         self._subjects = Subjects(prefix)
+        self._replicas = 0
+        self._replicas_known_until = 0.0
 
     async def info(self) -> StreamInfo:
         """The bucket's stream; `StreamMissingError` where there is none."""
         return await self.jetstream.stream(self.layout.stream)
+
+    async def is_replicated(self) -> bool:
+        """Whether there are copies beside the leader's; remembered for `_REMEMBERED` seconds."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._replicas_known_until:
+            self._replicas = int((await self.info()).config.get("num_replicas", 1))
+            self._replicas_known_until = now + _REMEMBERED
+        return self._replicas > 1
 
     async def create(self, config: BucketConfig) -> StreamInfo:
         """Create the bucket. Where it exists already it is left as it is and answered."""

@@ -8,14 +8,18 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, Final, TypeVar
 
+import structlog
+
 from natsblob.broker.cleanup import shielded
 from natsblob.broker.jetstream import MAX_SUBJECTS, SUBJECT
+from natsblob.broker.retry import retrying
 from natsblob.broker.translate import LostRaceError
 from natsblob.chunking import DEFAULT_CHUNK_SIZE, chunk_size_for
 from natsblob.digest import Digest
 from natsblob.errors import BlobCorruptError, BlobNotFoundError, ConflictError, UnavailableError
 from natsblob.hashing import ConcurrentHasher
 from natsblob.objectstore.bucket import Bucket
+from natsblob.objectstore.copies import most_counted, newest_anywhere
 from natsblob.objectstore.info import (
     MARKS_KEY,
     Entry,
@@ -30,16 +34,24 @@ from natsblob.objectstore.info import (
 from natsblob.objectstore.reader import ChunkSource, exact_start_of, read_chunks
 from natsblob.objectstore.writer import Written, write_chunk, write_chunks
 
+log = structlog.get_logger("natsblob.objectstore")
+
 T = TypeVar("T")
 
 WINDOW_BYTES: Final = 8 * 1024 * 1024
 """Bytes unanswered in a write and asked for in one window of a read; batches have no flow control."""
 _RACES: Final = 8
 _AT_ONCE: Final = 32
+_PATIENCE: Final = 2.0
+"""Seconds for which the leader may count fewer names than other copies, where replaced ones are removed."""
 
 
 class Objects:
-    """The objects of a bucket. What is found is good at once; what is missing is confirmed by the leader."""
+    """The objects of a bucket.
+
+    What is found is good at once. What is missing is confirmed by the leader, and by more copies, because
+    the leader's may be damaged (ADR 0011).
+    """
 
     def __init__(
         self, bucket: Bucket, *, chunk_size: int = DEFAULT_CHUNK_SIZE, window_bytes: int = WINDOW_BYTES
@@ -53,17 +65,34 @@ class Objects:
         self._window_bytes = window_bytes
 
     async def find(self, name: str) -> Entry | None:
-        """The object of this name, or `None` where the leader has none either. Links are not followed."""
+        """The object of this name, or `None` where no copy that was asked has one. Links are not followed."""
         stored = await self._jetstream.last(self._layout.stream, self._layout.meta(name))
         if stored is not None and not (entry := Entry.decode(stored)).info.deleted:
             return entry
-        newest = await self.newest(name)
+        newest = await self.newest_anywhere(name)
         return newest if newest and not newest.info.deleted else None
 
     async def newest(self, name: str) -> Entry | None:
         """The newest metadata of this name as the leader has it, which may be a delete marker."""
         stored = await self._jetstream.last_at_leader(self._layout.stream, self._layout.meta(name))
         return Entry.decode(stored) if stored else None
+
+    async def newest_anywhere(self, name: str) -> Entry | None:
+        """As `newest`; where the leader has none, as other copies have it."""
+        return await self.newest(name) or (await self._elsewhere([name])).get(name)
+
+    async def _elsewhere(self, names: Sequence[str]) -> dict[str, Entry]:
+        """The newest metadata of `names`, which the leader does not have, as other copies have it.
+
+        Nothing takes the last metadata of a name away, so a leader without it has lost it.
+        """
+        if not names or not await self.bucket.is_replicated():
+            return {}
+        subjects = [self._layout.meta(name) for name in names]
+        newest = await newest_anywhere(self._jetstream, self._layout.stream, subjects)
+        if newest:
+            log.warning("copy.damaged", objects=len(newest), advice="run `natsblob verify --replicas`")
+        return {entry.info.name: entry for entry in map(Entry.decode, newest.values())}
 
     async def find_many(self, names: Sequence[str], *, witness: str | None = None) -> dict[str, Entry]:
         """Those of `names` that exist, as `find` would tell.
@@ -73,27 +102,40 @@ class Objects:
         """
         least = (await self.bucket.info()).state.last_seq if len(names) > _AT_ONCE else None
         found: dict[str, Entry] = {}
-        unconfirmed: list[str] = []
         for some in _groups(list(dict.fromkeys(names)), MAX_SUBJECTS):
             subjects = [self._layout.meta(name) for name in (*some, witness) if name is not None]
             latest = await self._jetstream.latest(self._layout.stream, subjects)
-            entries = map(Entry.decode, latest.messages)
-            found.update((entry.info.name, entry) for entry in entries if not entry.info.deleted)
+            here = {entry.info.name: entry for entry in map(Entry.decode, latest.messages)}
             if least is None or latest.up_to < least:
-                unconfirmed += [name for name in some if name not in found]
-        for missing in _groups(unconfirmed, _AT_ONCE):
-            confirmed = await asyncio.gather(*map(self.newest, missing))
-            found.update(
-                (name, entry)
-                for name, entry in zip(missing, confirmed, strict=True)
-                if entry and not entry.info.deleted
-            )
+                absent = [name for name in some if name not in here or here[name].info.deleted]
+                for few in _groups(absent, _AT_ONCE):
+                    confirmed = await asyncio.gather(*map(self.newest, few))
+                    here.update((entry.info.name, entry) for entry in confirmed if entry)
+            here.update(await self._elsewhere([name for name in some if name not in here]))
+            found.update((name, here[name]) for name in some if name in here and not here[name].info.deleted)
         return found
 
     async def names(self) -> list[str]:
-        """The names of all objects and of delete markers, in ascending order."""
-        subjects = await self._jetstream.subjects(self._layout.stream, self._layout.all_meta)
+        """The names of all objects and of delete markers, in ascending order.
+
+        `UnavailableError` where the leader counts fewer than another copy does.
+        """
+        subjects = await retrying(self._all_meta, patience=_PATIENCE)
         return sorted(name for subject in subjects if (name := self._layout.name_of(subject)) is not None)
+
+    async def _all_meta(self) -> dict[str, int]:
+        """How many messages each metadata subject has. By subject: not every client encodes names alike."""
+        stream, pattern = self._layout.stream, self._layout.all_meta
+        # Asked first: what is stored meanwhile makes the leader count more, and not less.
+        most = (
+            await most_counted(self._jetstream, stream, pattern) if await self.bucket.is_replicated() else 0
+        )
+        subjects = await self._jetstream.subjects(stream, pattern)
+        if sum(subjects.values()) < most:
+            raise UnavailableError(
+                "the server that leads the bucket has lost names of objects: run `natsblob verify --replicas`"
+            )
+        return subjects
 
     async def named_chunks(self) -> set[str]:
         """The nuids that metadata names, as of now or later; `UnavailableError` where that cannot be told.
@@ -102,8 +144,7 @@ class Objects:
         """
         least = (await self.bucket.info()).state.last_seq
         named: set[str] = set()
-        # By subject, not by name: not every client encodes every name as ADR-20 says.
-        subjects = await self._jetstream.subjects(self._layout.stream, self._layout.all_meta)
+        subjects = await retrying(self._all_meta, patience=_PATIENCE)
         for some in _groups(list(subjects), MAX_SUBJECTS):
             latest = await self._jetstream.latest(self._layout.stream, some)
             if latest.up_to < least or len(latest.messages) < len(some):
@@ -240,21 +281,6 @@ class Objects:
         )
         return await self._publish(info, expected_last)
 
-    async def put(self, name: str, source: AsyncIterable[bytes]) -> Entry:
-        """Store an object under a name, in place of the one that has it; the last put wins."""
-        written = await self.write(source)
-        for _ in range(_RACES):
-            before = await self.newest(name)
-            try:
-                entry = await self.name(written, name, before.seq if before else 0)
-            except LostRaceError:
-                continue
-            if before and before.is_content:
-                await shielded(self.drop(before.info.nuid))
-            return entry
-        await shielded(self.drop(written.nuid))
-        raise ConflictError(f"other writers kept replacing object {name!r}")
-
     async def link(self, name: str, target: str, expected_last: int) -> Entry:
         """Make `name` a link to the object `target` of the same bucket."""
         link = Link(bucket=self.bucket.name, name=target)
@@ -264,12 +290,13 @@ class Objects:
     async def delete(self, name: str) -> Entry:
         """Remove an object and its chunks, and answer what was removed."""
         for _ in range(_RACES):
-            entry = await self.newest(name)
+            leads = await self.newest(name)
+            entry = leads or (await self._elsewhere([name])).get(name)
             if entry is None or entry.info.deleted:
                 raise BlobNotFoundError(f"no object {name!r}")
             marker = ObjectInfo(name=name, bucket=self.bucket.name, nuid=entry.info.nuid, deleted=True)
             try:
-                await self._publish(marker, entry.seq)
+                await self._publish(marker, leads.seq if leads else 0)
             except LostRaceError:
                 continue
             if entry.info.link is None:
@@ -312,12 +339,14 @@ class Objects:
         await self._jetstream.purge(self._layout.stream, subject, keep=1)
 
     async def _still_there(self, info: ObjectInfo) -> None:
-        """Ask the leader why chunks of an object do not come."""
+        """Find out why chunks of an object do not come."""
         subject = self._layout.chunks(info.nuid)
         stored = (await self._jetstream.subjects(self._layout.stream, subject)).get(subject, 0)
+        if stored < info.chunks and await self.bucket.is_replicated():
+            stored = max(stored, await most_counted(self._jetstream, self._layout.stream, subject))
         if stored >= info.chunks:
             return
-        newest = await self.newest(info.name)
+        newest = await self.newest_anywhere(info.name)
         if newest is None or newest.info.nuid != info.nuid or newest.info.deleted:
             raise BlobNotFoundError("the object was deleted or replaced while it was read")
         raise BlobCorruptError(f"{info.chunks - stored} of {info.chunks} chunks are not stored any more")

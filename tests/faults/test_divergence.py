@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from natsblob.broker.jetstream import JetStream
 from natsblob.digest import Digest
 from natsblob.errors import BlobCorruptError, BlobError, BlobNotFoundError, UnavailableError
 from natsblob.maintenance import replicas
+from natsblob.maintenance.collect import Collector
 from natsblob.maintenance.doctor.check import Status
 from natsblob.maintenance.doctor.copies import Figures, check_copies, differing
 from natsblob.maintenance.repair import Repairer, Say
@@ -126,6 +128,22 @@ def flip_a_bit(server: EmbeddedServer) -> None:
     largest.write_bytes(data)
 
 
+def break_a_record(server: EmbeddedServer, *, forget: bool) -> None:
+    """Lose what lies behind the first tenth of a block; with `forget` so that it is not even counted.
+
+    A block behind which there is another: what the last one lacks is fetched from the leader.
+    """
+    blocks = [path for path in server.store_dir.rglob("*.blk") if "OBJ_blobs" in path.parts]
+    first, *others = sorted(blocks)
+    assert others
+    data = bytearray(first.read_bytes())
+    # A record begins with its length, its sequence, its time and the length of its subject: 22 bytes.
+    data[data.index(b"$O.blobs.", len(data) // 10) - 21] ^= 0x10
+    first.write_bytes(data)
+    if forget:
+        (first.parent / "index.db").unlink()
+
+
 async def rot(cluster: EmbeddedCluster, server: EmbeddedServer) -> None:
     await server.stop()
     flip_a_bit(server)
@@ -173,10 +191,7 @@ async def test_a_bit_flipped_on_each_server_in_turn_is_found_and_repaired(
 
         await rig.lead(server.name)
         for digest, data in rig.blobs.items():
-            try:
-                assert await rig.read(digest) == data
-            except (BlobCorruptError, BlobNotFoundError):  # a leader without the metadata knows no better
-                assert digest.hex in {one.name for one in found.damage}
+            assert await rig.read(digest) == data
 
         if online:
             ran = await asyncio.to_thread(cli, "repair", "--online", "--json")
@@ -193,6 +208,49 @@ async def test_a_bit_flipped_on_each_server_in_turn_is_found_and_repaired(
     assert (await rig.comparer.compare()).agree
     assert int((await rig.bucket.info()).config["num_replicas"]) == 3
     assert await rig.consumers() == []
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("forgets", [False, True], ids=["it counts them", "it does not count them"])
+async def test_a_leader_that_has_lost_names_does_not_deny_what_others_hold(
+    rig: Rig, fresh_cluster: EmbeddedCluster, forgets: bool
+) -> None:
+    for number in range(10):
+        await rig.put(pattern(1024 * 1024, seed=f"filler {number}"))
+    server = fresh_cluster.servers[0]
+    await server.stop()
+    break_a_record(server, forget=forgets)
+    await server.start()
+    await fresh_cluster.settled()
+    await rig.lead(server.name)
+    objects = Objects(rig.bucket, chunk_size=CHUNK)
+    store = JetStreamStore(objects)
+    collector = Collector(objects, expiry=timedelta(0), interval=60)
+    lost = [digest for digest in rig.blobs if await objects.newest(digest.hex) is None]
+    assert lost
+
+    absent = Digest.of(b"never put")
+    assert await store.missing([*rig.blobs, absent]) == [absent]
+    for digest, data in rig.blobs.items():
+        assert (await store.stat(digest)).size == len(data)
+        assert await rig.read(digest) == data
+    if forgets:
+        for listing in (store.list(), collector.collect(), anext(verify(objects))):
+            with pytest.raises(UnavailableError):
+                await listing
+    else:
+        assert {info.digest for info in (await store.list()).blobs} == rig.blobs.keys()
+        assert {blob.digest async for blob in verify(objects)} == {digest.hex for digest in rig.blobs}
+        with contextlib.suppress(UnavailableError):  # the damaged copy was asked for all names
+            assert (await collector.collect()).uploads == 0
+
+    again, gone = lost[:2]
+    assert (await store.put(once(rig.blobs[again]))).digest == again
+    await store.delete(gone)
+    for digest, data in rig.blobs.items() - {(gone, rig.blobs[gone])}:
+        assert await rig.read(digest) == data
+    with pytest.raises(BlobNotFoundError):
+        await store.stat(gone)
 
 
 @pytest.mark.cluster

@@ -36,6 +36,13 @@ def _missing_is_not_confirmed() -> AbstractContextManager[object]:
     return mock.patch.object(Objects, "find", find)
 
 
+def _damaged_leader_is_believed() -> AbstractContextManager[object]:
+    async def elsewhere(self: Objects, names: Any) -> dict[str, Entry]:
+        return {}
+
+    return mock.patch.object(Objects, "_elsewhere", elsewhere)
+
+
 def _abort_without_decision() -> AbstractContextManager[object]:
     async def abort(self: Staging, stage: str) -> None:
         await self._objects.drop(stage)
@@ -122,6 +129,7 @@ def _asking_from_the_beginning() -> AbstractContextManager[object]:
 DEFECTS: Final[dict[str, tuple[Plant, Faults]]] = {
     "metadata before chunks": (_metadata_before_chunks, Faults(late=0.08, reordered=0.4)),
     "missing is not confirmed": (_missing_is_not_confirmed, Faults(lag=20.0)),
+    "damaged leader is believed": (_damaged_leader_is_believed, Faults(rot=1.0)),
     "abort without decision": (_abort_without_decision, Faults(late=0.2, duplicated=0.2)),
     "commit without decision": (_commit_without_decision, Faults(late=0.2, duplicated=0.2)),
     "delete markers keep chunks": (_markers_keep_chunks, Faults(lost=0.3, cancels=0.6)),

@@ -33,11 +33,13 @@ class Faults:
     """By how much the server's clock may step, in either direction."""
     idles: float = 0.0
     """How often a caller pauses for hours between two steps."""
+    rot: float = 0.0
+    """How much of what is visible one copy, the leader's or another, loses unnoticed."""
 
     @property
     def are_harmless(self) -> bool:
         """Whether every call has to succeed in spite of them, and at once."""
-        disturbing = (self.lost, self.late, self.refused, self.lag, self.cancels)
+        disturbing = (self.lost, self.late, self.refused, self.lag, self.cancels, self.rot)
         return not any(disturbing) and not any((self.outages, self.cuts, self.full, self.crashes))
 
     @classmethod
@@ -61,4 +63,5 @@ class Faults:
             cancels=maybe(0.3),
             clock_step=maybe(3600.0),
             idles=maybe(0.2),
+            rot=random.choice((0.0, 0.0, 0.0, 0.3, 1.0)),
         )

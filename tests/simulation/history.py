@@ -84,7 +84,8 @@ class History:
         """`ViolationError` where a call heard what it must not, too late, or of no good reason."""
         for call in self.calls:
             self._check_outcome(call)
-            if all_succeed and call.verb != "collect" and isinstance(call.error, _PASSING):
+            is_unexplained = isinstance(call.error, _PASSING) and not self._met_delete(call)
+            if all_succeed and call.verb != "collect" and is_unexplained:
                 raise ViolationError(f"a call failed although nothing stood in its way:\n{call}")
             if call.verb in ("get", "has") and call.found is False:
                 self._check_missing(call)
@@ -98,6 +99,16 @@ class History:
             if put.is_acknowledged and put.ended < since and not undone:
                 return put
         return None
+
+    def _met_delete(self, call: Call) -> bool:
+        """Whether it is a put during which the same blob was deleted: that is answered by "repeat it"."""
+        return call.verb == "put" and any(
+            other.verb == "delete"
+            and other.blob == call.blob
+            and other.began < call.ended
+            and other.ended > call.began
+            for other in self.calls
+        )
 
     def _check_missing(self, call: Call) -> None:
         put = self.must_exist(call.blob, call.began, call.ended)

@@ -58,7 +58,8 @@ class SimulatedClient:
             return
         if not self.is_connected:
             raise UnavailableError("the connection to NATS is interrupted")
-        self._bound(reply)
+        if not subject.startswith("$JS."):
+            self._bound(reply)
         self._network.to_server(self, Message(subject, reply, bytes(data), headers or {}))
 
     def _bound(self, reply: str) -> None:

@@ -27,6 +27,8 @@ _SETTLED: Final = 900.0
 _OLD: Final = 6 * 3600.0
 """Seconds after which everything that nothing names is old enough to be collected, whatever the clock did."""
 _PASSES: Final = 3
+_WRITTEN: Final = 90.0
+"""Seconds after which no request is on its way that was made before: what rots was written long ago."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,10 @@ class Schedule:
         ]
         trouble = [asyncio.create_task(fault) for fault in self._trouble()]
         await asyncio.gather(*(caller.run(random.randint(2, 4)) for caller in callers))
+        if faults.rot:
+            await asyncio.sleep(_WRITTEN)
+            self._rot()
+            await asyncio.gather(*(caller.run(random.randint(2, 4)) for caller in callers))
         for task in trouble:
             task.cancel()
         await self._heal(found)
@@ -194,6 +200,15 @@ class Schedule:
                 )
             await asyncio.sleep(5.0 * 2**number)
 
+    def _rot(self) -> None:
+        """One copy loses names, and chunks of what has a name."""
+        random, now = self._random, asyncio.get_running_loop().time()
+        number, is_counted = random.choice((0, 0, 1)), random.random() < 0.5
+        lost = {seq for seq in self._stream.seqs_of_visible(now) if random.random() < self.faults.rot}
+        self._stream.rot(number, lost, is_counted=is_counted, now=now)
+        what = "counts" if is_counted else "does not count"
+        self._note(f"replica {number} loses {len(lost)} messages, and {what} them")
+
     async def _step_clock(self, step: float) -> None:
         await asyncio.sleep(self._random.choice((0.1, 3.0, 30.0)) * self._random.random())
         self._server.clock_offset += step
@@ -203,6 +218,7 @@ class Schedule:
         self._network.faults = Faults()
         self._elect()
         self._empty()
+        self._stream.repair()
         for replica in self._stream.replicas:
             replica.lag = 0.0
         for client in self._network.clients:
@@ -254,7 +270,7 @@ class Schedule:
     def _check_orphans(self) -> None:
         layout = self._stream.layout
         live = {info.nuid for info in self._stream.visible.values()}
-        for subject in self._stream.leader.by_subject:
+        for subject in self._stream.agreed.by_subject:
             nuid = layout.nuid_of(subject)
             if subject.startswith(f"$O.{BUCKET}.C.") and nuid is not None and nuid not in live:
                 raise ViolationError(f"orphans are left after collection: {subject}")

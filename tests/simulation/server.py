@@ -86,22 +86,23 @@ class Server:
         return False
 
     def _info(self, body: dict[str, Any]) -> object:
-        leader = self.stream.leader
+        leader = self._leader()
         state: dict[str, Any] = {"messages": len(leader.records), "last_seq": leader.last_seq}
         total = 0
         if pattern := body.get("subjects_filter"):
             found = {s: len(seqs) for s, seqs in sorted(leader.by_subject.items()) if matches(pattern, s)}
             total = len(found)
             state["subjects"] = dict(list(found.items())[body.get("offset", 0) :])
-        return {"ts": self._stamp(self._now()), "config": {}, "state": state, "total": total}
+        config = {"num_replicas": len(self.stream.replicas)}
+        return {"ts": self._stamp(self._now()), "config": config, "state": state, "total": total}
 
     def _purge(self, body: dict[str, Any]) -> object:
         now = asyncio.get_running_loop().time()
         return {"success": True, "purged": self.stream.purge(body["filter"], body.get("keep", 0), at=now)}
 
     def _message(self, body: dict[str, Any]) -> object:
-        leader = self.stream.leader
-        record = leader.records.get(body["seq"]) if "seq" in body else leader.last(body["last_by_subj"])
+        leader = self._leader()
+        record = leader.at(body["seq"]) if "seq" in body else leader.last(body["last_by_subj"])
         if record is None:
             return _error(404, 10037, "no message found")
         lines = "".join(f"{name}: {value}\r\n" for name, value in record.headers.items())
@@ -130,9 +131,10 @@ class Server:
             if body["batch"] > self._network.max_pending:
                 raise ViolationError(f"{body['batch']} chunks were asked for at once, without flow control")
             found = copy.first_from(body["next_by_subj"], body["seq"])
-            self._frames(client, message.reply, copy, found[: body["batch"]], len(found))
+            counted = copy.counted(body["next_by_subj"]) if body["seq"] <= 1 else len(found)
+            self._frames(client, message.reply, copy, found[: body["batch"]], counted)
         else:
-            single = copy.last(last_of) if last_of else copy.records.get(body["seq"])
+            single = copy.last(last_of) if last_of else copy.at(body["seq"])
             if single is None:
                 self._send(client, message.reply, b"", {STATUS: "404", DESCRIPTION: "Message Not Found"})
             else:
@@ -167,6 +169,9 @@ class Server:
     def _send(self, client: SimulatedClient, reply: str, data: bytes, headers: Headers) -> None:
         if reply:
             self._network.to_client(client, Message(reply, "", data, headers))
+
+    def _leader(self) -> Copy:
+        return self.stream.leader(asyncio.get_running_loop().time())
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time() + self.clock_offset

@@ -37,11 +37,12 @@ class Record:
 
 @dataclass(slots=True)
 class Copy:
-    """The messages as one server has them."""
+    """The messages as one server has them. After bit rot it may count some that it cannot give."""
 
     records: dict[int, Record] = field(default_factory=dict)
     by_subject: dict[str, list[int]] = field(default_factory=dict)
     last_seq: int = 0
+    unreadable: set[int] = field(default_factory=set)
 
     def add(self, record: Record) -> None:
         self.records[record.seq] = record
@@ -50,19 +51,36 @@ class Copy:
 
     def remove(self, seqs: list[int]) -> None:
         for seq in seqs:
-            record = self.records.pop(seq)
+            record = self.records.pop(seq, None)
+            if record is None:  # lost before
+                continue
             on_subject = self.by_subject[record.subject]
             on_subject.remove(seq)
             if not on_subject:
                 del self.by_subject[record.subject]
 
+    def at(self, seq: int) -> Record | None:
+        return None if seq in self.unreadable else self.records.get(seq)
+
     def last(self, subject: str) -> Record | None:
         seqs = self.by_subject.get(subject)
-        return self.records[seqs[-1]] if seqs else None
+        return self.at(seqs[-1]) if seqs else None
 
     def first_from(self, subject: str, seq: int) -> list[Record]:
-        seqs = self.by_subject.get(subject, [])
-        return [self.records[found] for found in seqs[bisect_left(seqs, seq) :]]
+        """The messages on a subject, or on those that a pattern ends with `>` for, that can be given."""
+        seqs = self._seqs(subject)
+        return [found for seq in seqs[bisect_left(seqs, seq) :] if (found := self.at(seq)) is not None]
+
+    def counted(self, subject: str) -> int:
+        """How many messages it says to have on such a subject."""
+        return len(self._seqs(subject))
+
+    def _seqs(self, subject: str) -> list[int]:
+        if not subject.endswith(">"):
+            return self.by_subject.get(subject, [])
+        return sorted(
+            seq for one, seqs in self.by_subject.items() if one.startswith(subject[:-1]) for seq in seqs
+        )
 
 
 @dataclass(slots=True)
@@ -82,14 +100,15 @@ class _Change:
 
 
 class Stream:
-    """One stream with a leader, which is never wrong, and replicas, which may lag.
+    """One stream: what was agreed on, and the replicas, which may lag. The first of them leads.
 
-    After every change it is checked that visible metadata has all its chunks, and the right ones.
+    One of them may be damaged, so that it has less than was agreed on. After every change it is checked
+    that visible metadata has all its chunks, and the right ones.
     """
 
     def __init__(self, layout: Layout, replicas: int) -> None:
         self.layout = layout
-        self.leader = Copy()
+        self.agreed = Copy()
         self.replicas = [Replica() for _ in range(replicas)]
         self.is_full = False
         self._changes: list[_Change] = []
@@ -111,13 +130,13 @@ class Stream:
             return known[0], True
         expected = headers.get("Nats-Expected-Last-Subject-Sequence")
         if expected is not None:
-            newest = self.leader.last(subject)
+            newest = self.leader(at).last(subject)
             if int(expected) != (newest.seq if newest else 0):
                 return WRONG_LAST
         if self.is_full:
             return MAX_BYTES_REACHED
-        record = Record(subject, self.leader.last_seq + 1, stamp, headers, data)
-        self.leader.add(record)
+        record = Record(subject, self.agreed.last_seq + 1, stamp, headers, data)
+        self.agreed.add(record)
         if message_id is not None:
             self._ids[message_id] = (record.seq, at)
         self._changes.append(_Change(at, record, []))
@@ -126,17 +145,42 @@ class Stream:
         return record.seq, False
 
     def purge(self, subject: str, keep: int, *, at: float) -> int:
-        seqs = self.leader.by_subject.get(subject, [])
+        seqs = self.agreed.by_subject.get(subject, [])
         removed = seqs[: len(seqs) - keep] if keep else list(seqs)
-        self.leader.remove(removed)
+        self.agreed.remove(removed)
         self._changes.append(_Change(at, None, removed))
         if removed:
             self._purged(subject)
         return len(removed)
 
+    def leader(self, now: float) -> Copy:
+        """The copy of the server that leads."""
+        return self.at_replica(0, now)
+
+    def rot(self, number: int, lost: set[int], *, is_counted: bool, now: float) -> None:
+        """Have a replica lose messages: unnoticed, or so that it does not count them any more."""
+        copy = self.at_replica(number, now)
+        if is_counted:
+            copy.unreadable |= lost
+        else:
+            copy.remove(sorted(lost))
+
+    def seqs_of_visible(self, now: float) -> list[int]:
+        """Where the visible metadata lies, and its chunks, as far as every replica has them."""
+        seqs = [self.agreed.by_subject[subject][-1] for subject in self._visible]
+        for info in self._visible.values():
+            seqs += self.agreed.by_subject.get(self.layout.chunks(info.nuid), [])
+        everywhere = min(self.at_replica(number, now).last_seq for number in range(len(self.replicas)))
+        return [seq for seq in seqs if seq <= everywhere]
+
+    def repair(self) -> None:
+        """Give every replica a fresh copy."""
+        for replica in self.replicas:
+            replica.applied, replica.copy = 0, Copy()
+
     def forget_purged_ids(self) -> None:
         """A new leader knows the message ids of what it still holds, and no others."""
-        held = {record.headers.get(wire.MESSAGE_ID) for record in self.leader.records.values()}
+        held = {record.headers.get(wire.MESSAGE_ID) for record in self.agreed.records.values()}
         self._ids = {name: known for name, known in self._ids.items() if name in held}
 
     def at_replica(self, number: int, now: float) -> Copy:
@@ -152,7 +196,7 @@ class Stream:
         return replica.copy
 
     def chunks_of(self, nuid: str) -> Iterator[Record]:
-        return iter(self.leader.first_from(self.layout.chunks(nuid), 1))
+        return iter(self.agreed.first_from(self.layout.chunks(nuid), 1))
 
     def _named(self, record: Record) -> None:
         info = msgspec.json.decode(record.data, type=ObjectInfo)

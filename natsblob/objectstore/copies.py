@@ -1,0 +1,74 @@
+"""Asking many copies of a bucket, where the one that leads is not to be believed alone (ADR 0011).
+
+A copy may have lost messages and not know it. What the leader does not have is therefore asked of copies
+that are chosen at random, so often that a whole one is hardly missed: each Direct Get goes to any of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from natsblob.broker.jetstream import ATTEMPT_TIMEOUT, PATIENCE, PENDING, JetStream, Stored
+from natsblob.broker.message import Message
+from natsblob.broker.retry import retrying
+from natsblob.errors import DeadlineError, UnavailableError
+
+ASKED: Final = 12
+"""Answers of copies at random. Of three copies a damaged one gives them all once in 531,441 times."""
+_ENDS: Final = ("204", "404")
+
+
+async def newest_anywhere(jetstream: JetStream, stream: str, subjects: Sequence[str]) -> dict[str, Stored]:
+    """The newest message on each of up to `MAX_SUBJECTS` subjects that any copy asked has."""
+    newest: dict[str, Stored] = {}
+    for frame in await _answers(jetstream, stream, {"multi_last": list(subjects)}):
+        stored = Stored.from_direct(frame)
+        if stored.subject not in newest or newest[stored.subject].seq < stored.seq:
+            newest[stored.subject] = stored
+    return newest
+
+
+async def most_counted(jetstream: JetStream, stream: str, subject: str) -> int:
+    """The most messages on `subject`, which may be a pattern, that any copy asked counts."""
+    request = {"seq": 1, "next_by_subj": subject, "batch": 1}
+    frames = await _answers(jetstream, stream, request)
+    return max((1 + int(frame.headers[PENDING]) for frame in frames), default=0)
+
+
+async def _answers(jetstream: JetStream, stream: str, request: dict[str, object]) -> list[Message]:
+    """The data frames of `ASKED` answers to one direct read."""
+    body = msgspec.json.encode(request)
+    frames: list[Message] = []
+    ends: set[str] = set()
+    refused: set[str] = set()
+    all_answered = asyncio.Event()
+
+    def take(message: Message) -> None:
+        if message.status is None:
+            frames.append(message)
+            return
+        (ends if message.status in _ENDS else refused).add(message.subject)
+        if len(ends | refused) == ASKED:
+            all_answered.set()
+
+    async def attempt() -> None:
+        refused.clear()
+        all_answered.clear()
+        for subject in [one for one in replies if one not in ends]:
+            await jetstream.connection.publish(jetstream.direct_subject(stream), body, reply=subject)
+        try:
+            async with asyncio.timeout(ATTEMPT_TIMEOUT):
+                await all_answered.wait()
+        except TimeoutError:
+            raise DeadlineError("not every copy that was asked has answered in time") from None
+        if refused:
+            raise UnavailableError("a copy that was asked is not available for now")
+
+    with jetstream.connection.inbox(take) as reply:
+        replies = [f"{reply}.{number}" for number in range(ASKED)]
+        await retrying(attempt, patience=PATIENCE)
+    return frames
