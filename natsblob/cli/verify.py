@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -54,6 +55,7 @@ async def verify(
     replicas: bool = False,
     after: Annotated[str | None, Parameter(metavar="DIGEST")] = None,
     rate: Annotated[str, Parameter(metavar="SIZE")] = "0",
+    metrics: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     common: Common = UNSET,
 ) -> Exit:
     """Read every blob, and see that its bytes are those of its digest.
@@ -70,6 +72,8 @@ async def verify(
         Begin behind this digest, to go on where an earlier run ended.
     rate
         Read no more than this in a second, such as 50MiB. [default: no limit]
+    metrics
+        With --replicas: write what was found to this file as Prometheus metrics, for a textfile collector.
     """
     try:
         limit, start = parse_size(rate), Digest.parse(after) if after else None
@@ -77,8 +81,12 @@ async def verify(
         raise UsageError(f"{error}; write 50MiB") from error
     if replicas and (start or limit):
         raise UsageError("--replicas compares everything at once: give neither --after nor --rate with it")
+    if metrics and not replicas:
+        raise UsageError("--metrics says what each copy is like: give --replicas with it")
     async with stored(common) as one:
-        return await _compare(one, common) if replicas else await _read(one, start, limit, common)
+        if replicas:
+            return await _compare(one, metrics, common)
+        return await _read(one, start, limit, common)
 
 
 async def _read(one: Stored, after: Digest | None, rate: int, common: Common) -> Exit:
@@ -106,10 +114,13 @@ async def _read(one: Stored, after: Digest | None, rate: int, common: Common) ->
     return Exit.MISMATCH if corrupt else Exit.OK
 
 
-async def _compare(one: Stored, common: Common) -> Exit:
+async def _compare(one: Stored, metrics: Path | None, common: Common) -> Exit:
+    from natsblob.maintenance import exposition
     from natsblob.maintenance.replicas import Comparer
 
     found = await Comparer(one.objects, one.copies).compare()
+    if metrics:
+        exposition.write(found, metrics)
     await show(found, common)
     if found.diverge:
         lost = sum(not blob.good for blob in found.damage)
