@@ -24,6 +24,9 @@ MAX_BATCH: Final = 1_000
 MAX_MARKS: Final = 4096
 _MAX_TEXT: Final = 500
 
+NOT_DECODED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises where bytes are no JSON of the type that is asked for."""
+
 T = TypeVar("T")
 Headers: TypeAlias = dict[str, str]
 
@@ -199,7 +202,7 @@ def decode(data: bytes, kind: type[T]) -> T:
     """The JSON message in `data`, validated; `BadRequestError` says which field is wrong."""
     try:
         return msgspec.json.decode(data, type=kind, dec_hook=_decode_hook)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except NOT_DECODED as error:
         raise BadRequestError(f"malformed request: {error}") from error
 
 
@@ -225,7 +228,7 @@ def decode_error(data: bytes, headers: Headers) -> BlobError | None:
         return None
     try:
         info = msgspec.json.decode(data, type=ErrorReply).error
-    except msgspec.MsgspecError:
+    except NOT_DECODED:
         number = int(code) if _CODE.fullmatch(code) else 500
         return from_wire(number, None, headers.get(ERROR_TEXT, "the service failed"), {})
     return from_wire(info.code, info.name, info.message, info.details)

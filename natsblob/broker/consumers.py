@@ -20,7 +20,7 @@ from natsblob.broker.jetstream import ATTEMPT_TIMEOUT, ApiErrorBody, ClusterStat
 from natsblob.broker.message import Message
 from natsblob.broker.retry import retrying
 from natsblob.errors import DeadlineError, InternalError, UnavailableError
-from natsblob.wire import Headers
+from natsblob.wire import NOT_DECODED, Headers
 
 T = TypeVar("T", bound="_Reply")
 
@@ -200,7 +200,7 @@ class Copies:
         answer = await self._connection.request(f"{self._api}.{operation}", payload, timeout=ATTEMPT_TIMEOUT)
         try:
             return msgspec.json.decode(answer.data, type=kind)
-        except msgspec.MsgspecError as error:
+        except NOT_DECODED as error:
             raise InternalError("JetStream answered with something else than its API says") from error
 
 

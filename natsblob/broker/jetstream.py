@@ -25,7 +25,7 @@ from natsblob.errors import (
     SetupError,
     UnavailableError,
 )
-from natsblob.wire import MESSAGE_ID, Headers, decode_error
+from natsblob.wire import MESSAGE_ID, NOT_DECODED, Headers, decode_error
 
 T = TypeVar("T")
 
@@ -420,5 +420,5 @@ def _expect_not_found(message: Message) -> None:
 def _decode(data: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.MsgspecError as error:
+    except NOT_DECODED as error:
         raise InternalError("JetStream answered with something else than its API says") from error

@@ -68,7 +68,8 @@ class Cutter:
     def _cut(self, line: bytes, line_end: int) -> bool:
         """Hand on the message that begins with `line`, unless some of it is still to come."""
         try:
-            operation, subject, sid, *rest = line.split()
+            # By spaces only: anybody may have a vertical tab in a subject.
+            operation, subject, sid, *rest = line.rstrip(b"\r\n").split(b" ")
             size = int(rest.pop())
             header_size = int(rest.pop()) if operation == b"HMSG" else 0
             reply = rest.pop() if rest else b""

@@ -108,7 +108,7 @@ def has_field(reply: Message, name: str) -> bool:
     """Whether the JSON object in a reply has the field that tells two kinds of answer apart."""
     try:
         return name in msgspec.json.decode(reply.data, type=dict[str, msgspec.Raw])
-    except msgspec.MsgspecError as error:
+    except wire.NOT_DECODED as error:
         raise broken_protocol() from error
 
 

@@ -21,6 +21,7 @@ from natsblob.broker.connection import Connection
 from natsblob.broker.message import Message
 from natsblob.errors import NotAllowedError
 from natsblob.objectstore.info import Entry, Layout
+from natsblob.wire import NOT_DECODED
 
 log = structlog.get_logger("natsblob.objectstore")
 
@@ -113,7 +114,7 @@ class EntryCache:
     def _hear(self, message: Message) -> None:
         try:
             marker = msgspec.json.decode(message.data, type=_Marker)
-        except msgspec.MsgspecError:
+        except NOT_DECODED:
             return
         if marker.deleted:
             self.forget(marker.name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from binascii import Error as Base64Error
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -15,7 +14,7 @@ import msgspec
 from natsblob.broker.jetstream import Stored
 from natsblob.digest import Digest
 from natsblob.errors import BadRequestError, BlobCorruptError
-from natsblob.wire import Marks
+from natsblob.wire import MAX_MARKS, NOT_DECODED, Count, Marks
 
 MARKS_KEY: Final = "natsblob.marks"
 """In `metadata`: the stream sequence of every n-th chunk, so that a reader can begin in the middle."""
@@ -30,7 +29,7 @@ class Link(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class Options(msgspec.Struct, frozen=True, omit_defaults=True):
     link: Link | None = None
-    max_chunk_size: int = 0
+    max_chunk_size: Count = 0
 
 
 class ObjectInfo(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -39,8 +38,8 @@ class ObjectInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str
     bucket: str
     nuid: str
-    size: int = msgspec.field(default=0)
-    chunks: int = 0
+    size: Count = msgspec.field(default=0)
+    chunks: Count = 0
     digest: str = ""
     mtime: str = ""
     description: str = ""
@@ -82,7 +81,7 @@ class Entry:
     def decode(cls, stored: Stored) -> Entry:
         try:
             info = msgspec.json.decode(stored.data, type=ObjectInfo)
-        except msgspec.MsgspecError as error:
+        except NOT_DECODED as error:
             raise BlobCorruptError("the metadata of an object cannot be read") from error
         return cls(info, stored.seq, stored.time)
 
@@ -150,7 +149,7 @@ class Layout:
         encoded = subject.removeprefix(f"$O.{self.bucket}.M.")
         try:
             return urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode()
-        except (Base64Error, UnicodeDecodeError):
+        except ValueError:
             return None
 
 
@@ -163,12 +162,14 @@ def encode_marks(marks: Marks) -> str:
 def decode_marks(text: str) -> Marks | None:
     """What `encode_marks` wrote, or `None` for anything else: marks are a hint."""
     every, _, steps = text.partition(":")
+    if steps.count(",") >= MAX_MARKS:
+        return None
     try:
         seqs: list[int] = []
         for step in steps.split(","):
             seqs.append(int(step) + (seqs[-1] if seqs else 0))
-        return Marks(every=int(every), seqs=seqs) if int(every) > 0 else None
-    except ValueError:
+        return msgspec.convert({"every": int(every), "seqs": seqs}, Marks)
+    except (ValueError, msgspec.ValidationError):
         return None
 
 

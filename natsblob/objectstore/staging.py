@@ -345,7 +345,7 @@ class Survey:
 def _decode(stored: Stored) -> Decision:
     try:
         return msgspec.json.decode(stored.data, type=Decision)
-    except msgspec.MsgspecError as error:
+    except wire.NOT_DECODED as error:
         raise UploadExpiredError("the upload cannot be used any more; begin again") from error
 
 

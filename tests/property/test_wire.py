@@ -109,6 +109,8 @@ def test_an_error_reply_fits_a_header_and_keeps_its_details(text: str, details: 
     body=st.binary() | json_values.map(lambda value: json.dumps({"error": value}).encode()), code=st.text()
 )
 @example(body=b"", code="9" * 5_000)
+@example(body=b'{"error": {"code": 400, "name": "\xff"}}', code="400")
+@example(body=b'{"error": {"x": ' + b"[" * 50_000 + b"}}", code="400")
 def test_whatever_an_error_reply_holds_it_becomes_an_error(body: bytes, code: str) -> None:
     assert isinstance(wire.decode_error(body, {wire.ERROR_CODE: code}), BlobError)
 

@@ -65,7 +65,7 @@ class Nowhere(Connection):
     [
         ("_INBOX.abc.1", True),
         ("_R_.abc", True),
-        ("_INBOX.", True),
+        ("_INBOX.", False),
         ("", False),
         ("_INBOX", False),
         ("_INBOX_worker.a", False),
