@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from natsblob.digest import Digest
 from natsblob.errors import BadRangeError
@@ -70,12 +71,16 @@ class Hashed:
     chunk_size: int
 
 
-async def rechunk(source: AsyncIterable[bytes], chunk_size: int) -> AsyncIterator[bytes]:
+Block: TypeAlias = bytes | memoryview
+"""Bytes that nobody changes: a view only where what it shows cannot change."""
+
+
+async def rechunk(source: AsyncIterable[Block], chunk_size: int) -> AsyncIterator[Block]:
     """The bytes of `source` cut anew into chunks of `chunk_size`, the last one shorter."""
     held = bytearray()
     async for block in source:
         if not held and len(block) == chunk_size:
-            yield bytes(block)
+            yield block
             continue
         held += block
         while len(held) >= chunk_size:

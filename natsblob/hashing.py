@@ -21,10 +21,10 @@ class ConcurrentHasher:
     def __init__(self) -> None:
         self._hasher = Hasher()
         self._running: Future[None] | None = None
-        self._waiting: list[bytes] = []
+        self._waiting: list[bytes | memoryview] = []
         self._held = 0
 
-    async def update(self, data: bytes) -> None:
+    async def update(self, data: bytes | memoryview) -> None:
         """Take the next block. Waits only where `_HELD` bytes have not been hashed yet."""
         if self._running is None and not self._waiting and len(data) < _INLINE:
             self._hasher.update(data)
@@ -50,7 +50,7 @@ class ConcurrentHasher:
         blocks, self._waiting, self._held = self._waiting, [], 0
         self._running = _THREADS.submit(self._hash, blocks)
 
-    def _hash(self, blocks: list[bytes]) -> None:
+    def _hash(self, blocks: list[bytes | memoryview]) -> None:
         for block in blocks:
             self._hasher.update(block)
 

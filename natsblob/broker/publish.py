@@ -10,6 +10,7 @@ from natsblob.broker.connection import Connection
 from natsblob.broker.jetstream import decode_ack
 from natsblob.broker.message import Message
 from natsblob.broker.retry import delay
+from natsblob.chunking import Block
 from natsblob.errors import BlobError, DeadlineError
 from natsblob.wire import chunk_headers
 
@@ -41,7 +42,7 @@ class PublishWindow:
         self._window = window
         self._patience = patience
         self._final = final
-        self._unanswered: dict[int, bytes] = {}
+        self._unanswered: dict[int, Block] = {}
         self._wake = asyncio.Event()
         self._trouble: BlobError | None = None
         self._fatal: BlobError | None = None
@@ -72,7 +73,7 @@ class PublishWindow:
         self._inbox.__exit__(*exc)
         self._unanswered.clear()
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: Block) -> None:
         """Publish the next chunk once there is room. The bytes are kept until they are answered.
 
         Raises what the stream refuses for good, and after `patience` seconds without progress the
@@ -124,7 +125,7 @@ class PublishWindow:
             if index in self._unanswered:
                 await self._publish(index, data)
 
-    async def _publish(self, index: int, data: bytes) -> None:
+    async def _publish(self, index: int, data: Block) -> None:
         headers = chunk_headers(self._message_id, index, data)
         try:
             await self._connection.publish(

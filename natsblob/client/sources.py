@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TypeAlias, cast
 
 from natsblob.broker.cleanup import shielded
+from natsblob.chunking import Block
 from natsblob.errors import BadRequestError
 
 BlobSource: TypeAlias = bytes | bytearray | memoryview | Path | BinaryIO | AsyncIterable[bytes]
@@ -30,7 +31,7 @@ class Source(Protocol):
         """Whether `blocks` can be called again and begins at the beginning."""
         ...
 
-    def blocks(self, block_size: int) -> AsyncGenerator[bytes, None]:
+    def blocks(self, block_size: int) -> AsyncGenerator[Block, None]:
         """The bytes in pieces of at most `block_size`. To be closed by whoever iterates."""
         ...
 
@@ -61,11 +62,13 @@ class _Memory:
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
         self._bytes = memoryview(data).cast("B")
+        self._changes = not isinstance(data, bytes)
         self.size = len(self._bytes)
 
-    async def blocks(self, block_size: int) -> AsyncGenerator[bytes, None]:
+    async def blocks(self, block_size: int) -> AsyncGenerator[Block, None]:
         for start in range(0, self.size, block_size):
-            yield bytes(self._bytes[start : start + block_size])
+            block = self._bytes[start : start + block_size]
+            yield bytes(block) if self._changes else block
 
 
 class _Stream:

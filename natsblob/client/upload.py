@@ -12,7 +12,7 @@ from natsblob.broker.cleanup import shielded
 from natsblob.broker.message import Message
 from natsblob.broker.publish import PublishWindow
 from natsblob.broker.retry import retrying
-from natsblob.chunking import MESSAGE_RESERVE, rechunk
+from natsblob.chunking import MESSAGE_RESERVE, Block, rechunk
 from natsblob.client.progress import Gauge
 from natsblob.client.service import Service, decoded, has_field
 from natsblob.client.sources import Source
@@ -71,7 +71,7 @@ class Upload:
 
     async def _put(self) -> Info:
         async with aclosing(self._source.blocks(self._caps.chunk_size)) as blocks:
-            head: list[bytes] = []
+            head: list[Block] = []
             room = self._max_inline
             async for block in blocks:
                 head.append(block)
@@ -91,7 +91,7 @@ class Upload:
         )
         return decoded(reply, Info)
 
-    async def _put_staged(self, blocks: AsyncIterable[bytes]) -> Info:
+    async def _put_staged(self, blocks: AsyncIterable[Block]) -> Info:
         opened = await self._open()
         if isinstance(opened, Info):
             return opened
@@ -119,7 +119,7 @@ class Upload:
         return decoded(reply, Opened) if has_field(reply, "upload") else decoded(reply, Info)
 
     async def _stage(
-        self, window: PublishWindow, opened: Opened, blocks: AsyncIterable[bytes]
+        self, window: PublishWindow, opened: Opened, blocks: AsyncIterable[Block]
     ) -> CommitRequest:
         """Stage all chunks. They are stored on return, and the request to commit them is answered."""
         hasher = ConcurrentHasher()
@@ -177,7 +177,7 @@ class Upload:
             )
 
 
-async def _chain(head: list[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _chain(head: list[Block], rest: AsyncIterator[Block]) -> AsyncIterator[Block]:
     while head:
         yield head.pop(0)
     async for block in rest:
