@@ -99,8 +99,12 @@ def test_a_planted_fault_is_found(planted: Operation | None, left: dict[str, str
 
 def test_what_a_scenario_explains_is_no_complaint() -> None:
     history = [*GOOD, made("put", "insufficient_storage", blob="refused"), made("get", NOT_FOUND, began=5.0)]
-    explained = ["insufficient_storage"]
+    explained = ["unavailable", "timeout", "insufficient_storage"]
     assert check(history, LEFT, WINDOW, explained=explained, trusts_absence=False).complaints() == {}
+
+
+def test_where_nothing_may_fail_every_error_is_a_complaint() -> None:
+    assert len(check(GOOD, LEFT, WINDOW, explained=()).unexplained) == 3
 
 
 @pytest.mark.parametrize(

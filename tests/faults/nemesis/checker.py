@@ -17,8 +17,8 @@ from tests.faults.nemesis.history import (
     Operation,
 )
 
-EXPLAINED: Final = frozenset({OK, CANCELLED, "unavailable", "timeout", "busy"})
-"""How an operation may end while there are faults. What else a scenario explains, it names."""
+PASSING: Final = frozenset({"unavailable", "timeout", "busy"})
+"""Errors that servers that are down, stand still or cannot be reached are a reason for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ class Verdict:
     """Not acknowledged, and neither whole nor absent afterwards (I6)."""
     slowest: float = 0.0
     """Seconds until the slowest operation had its answer."""
+    slowest_was: str = ""
     no_put: float = 0.0
     """The longest time without an acknowledged put, where it overlaps the window of the faults."""
     no_get: float = 0.0
@@ -64,7 +65,7 @@ def check(
     left: Mapping[str, str],
     window: Window,
     *,
-    explained: Iterable[str] = (),
+    explained: Iterable[str] = PASSING,
     trusts_absence: bool = True,
 ) -> Verdict:
     """The verdict on a history. `left` is how each blob that was ever put could be read at the end.
@@ -73,12 +74,13 @@ def check(
     "not found" of a blob that is there is not held against the run: a leader whose copy has rotted says so.
     """
     verdict = Verdict(operations=len(operations))
-    allowed = EXPLAINED | frozenset(explained)
+    allowed = {OK, CANCELLED, *explained}
     acknowledged = _acknowledged(operations)
     verdict.acknowledged = sum(one.kind == "put" and one.outcome == OK for one in operations)
     for operation in operations:
         told = f"{operation.kind} {operation.blob} ({operation.id}): {operation.outcome} {operation.detail}"
-        verdict.slowest = max(verdict.slowest, operation.ended - operation.began)
+        if operation.ended - operation.began > verdict.slowest:
+            verdict.slowest, verdict.slowest_was = operation.ended - operation.began, told
         if operation.outcome in ("", UNANSWERED):
             verdict.unanswered.append(told)
         elif operation.outcome == WRONG:

@@ -21,6 +21,7 @@ from natsblob.digest import Digest
 from natsblob.errors import BlobError
 from tests.faults.nemesis.history import (
     CANCELLED,
+    HISTORIES,
     NOT_FOUND,
     OK,
     UNANSWERED,
@@ -29,6 +30,7 @@ from tests.faults.nemesis.history import (
     Recorder,
     Tail,
     content,
+    history_of,
 )
 
 SMALL: Final = 32 * 1024
@@ -47,8 +49,8 @@ class Orders(msgspec.Struct, kw_only=True):
     number: int
     seed: int
     servers: list[str]
-    history: str
-    others: list[str]
+    directory: str
+    """Where the histories of all clients are."""
     timeout: float
     lanes: int = 3
     pause: float = 0.15
@@ -168,13 +170,18 @@ class Load:
     """What the lanes of one client share: the history, and what anybody has had acknowledged."""
 
     def __init__(self, orders: Orders) -> None:
-        self.recorder = Recorder(Path(orders.history), orders.number)
+        self._directory = Path(orders.directory)
+        self._own = history_of(self._directory, orders.number)
+        self.recorder = Recorder(self._own, orders.number)
         self.acknowledged: list[tuple[str, int]] = []
-        self._others = [Tail(Path(path)) for path in orders.others]
+        self._others: dict[Path, Tail] = {}
 
     def known(self) -> list[tuple[str, int]]:
         """Blobs that were acknowledged to this client or, as their histories say, to others."""
-        for other in self._others:
+        for path in self._directory.glob(HISTORIES):
+            if path != self._own:
+                self._others.setdefault(path, Tail(path))
+        for other in self._others.values():
             self.acknowledged += [
                 (one.blob, one.size) for one in other.ended() if one.kind == "put" and one.is_acknowledged
             ]

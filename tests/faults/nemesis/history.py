@@ -19,6 +19,13 @@ WRONG: Final = "wrong bytes"
 NOT_FOUND: Final = "blob_not_found"
 
 
+HISTORIES: Final = "client*.jsonl"
+
+
+def history_of(directory: Path, client: int) -> Path:
+    return directory / f"client{client}.jsonl"
+
+
 def content(blob: str, size: int) -> bytes:
     """The bytes of a blob, from its name: nobody has to keep them to know whether they are right."""
     return random.Random(blob).randbytes(size)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +15,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from tests.faults.nemesis.client import Orders
-from tests.faults.nemesis.history import Operation, Tail
+from tests.faults.nemesis.history import OK, Operation, Tail, history_of
 
 LAST_ANSWERS: Final = 240.0
 """Seconds that clients may take until what they have begun has ended; each operation has its own deadline."""
@@ -26,36 +27,32 @@ class StuckError(AssertionError):
 
 
 class Load:
-    """Several clients. They begin when the context does, and are killed where they have not been stopped."""
+    """Any number of clients; on leaving the context those are killed that have not been stopped."""
 
-    def __init__(
-        self, directory: Path, seed: int, clients: Sequence[Mapping[str, Any]], timeout: float
-    ) -> None:
-        """`clients` has for each one its orders where they are not the usual ones, with its `servers`."""
-        paths = [directory / f"client{number}.jsonl" for number in range(len(clients))]
-        self._orders = [
-            Orders(
-                number=number,
-                seed=seed,
-                history=str(path),
-                others=[str(other) for other in paths if other != path],
-                timeout=timeout,
-                **orders,
-            )
-            for number, (path, orders) in enumerate(zip(paths, clients, strict=True))
-        ]
+    def __init__(self, directory: Path, seed: int, timeout: float) -> None:
+        """`timeout`, in seconds, is what clients give each request."""
         self._directory = directory
-        self._tails = [Tail(path) for path in paths]
+        self._seed = seed
+        self._timeout = timeout
+        self._tails: list[Tail] = []
         self._processes: list[Process] = []
         self.operations: list[Operation] = []
         """What has ended, as of the last look."""
 
     async def __aenter__(self) -> Self:
-        for orders in self._orders:
-            await self._start(orders)
         return self
 
-    async def _start(self, orders: Orders) -> None:
+    async def start(self, servers: Sequence[str], **unusual: Any) -> None:
+        """Start one more client on these servers; `unusual` is what else is to be in its orders."""
+        orders = Orders(
+            number=len(self._processes),
+            seed=self._seed,
+            servers=list(servers),
+            directory=str(self._directory),
+            timeout=self._timeout,
+            **unusual,
+        )
+        self._tails.append(Tail(history_of(self._directory, orders.number)))
         with (self._directory / f"client{orders.number}.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "tests.faults.nemesis.client", stdin=PIPE, stderr=log
@@ -73,23 +70,24 @@ class Load:
                     process.kill()
                 await process.wait()
 
-    def look(self) -> int:
-        """Read on in the histories; the number of acknowledged puts so far."""
-        for tail in self._tails:
-            self.operations += tail.ended()
-        return sum(one.kind == "put" and one.is_acknowledged for one in self.operations)
-
     async def until_acknowledged(self, count: int, within: float) -> None:
         """Wait for `count` more acknowledged puts; `StuckError` where they do not come in time."""
-        wanted = self.look() + count
-        try:
-            async with asyncio.timeout(within):
-                while self.look() < wanted:
-                    self._check()
-                    await asyncio.sleep(_LOOK_AGAIN)
-        except TimeoutError as error:
-            missing = wanted - self.look()
-            raise StuckError(f"{missing} of {count} puts were not acknowledged in {within} s") from error
+        await self.until(OK, count, within)
+
+    async def until(self, outcome: str, count: int, within: float) -> None:
+        """Wait until `count` more puts had this outcome; `StuckError` where they had not in time."""
+        wanted = self._puts(outcome) + count
+        give_up_at = time.monotonic() + within
+        while (missing := wanted - self._puts(outcome)) > 0:
+            self._check()
+            if time.monotonic() > give_up_at:
+                raise StuckError(f"{missing} of {count} puts were not {outcome!r} in {within:g} s")
+            await asyncio.sleep(_LOOK_AGAIN)
+
+    def _puts(self, outcome: str) -> int:
+        for tail in self._tails:
+            self.operations += tail.ended()
+        return sum(one.kind == "put" and one.outcome == outcome for one in self.operations)
 
     async def stop(self) -> list[Operation]:
         """Have all clients stop, wait for them, and return everything that they began."""
@@ -101,7 +99,8 @@ class Load:
             for process in self._processes:
                 if await process.wait():
                     raise StuckError(self._last_words())
-        self.look()
+        for tail in self._tails:
+            self.operations += tail.ended()
         return self.operations + [one for tail in self._tails for one in tail.unfinished]
 
     def _check(self) -> None:

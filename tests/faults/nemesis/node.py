@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -14,9 +15,16 @@ from natsblob.broker.embedded import ServerProcess, find_server
 from natsblob.errors import SetupError
 from tests.faults.nemesis.network import Network
 
+OLD_SERVERS: Final = Path(sys.prefix) / "servers"
+"""Where `make faults LONG=1` puts other versions of nats-server, where it can get them."""
 START_DEADLINE: Final = 60.0
 GREETING_DEADLINE: Final = 2.0
 _POLL: Final = 0.05
+
+
+def server_binary(version: str = "") -> Path:
+    """The nats-server of this version; the one that is installed where none is named."""
+    return OLD_SERVERS / version / "bin" / "nats-server" if version else find_server()
 
 
 class Node(ServerProcess):
@@ -27,7 +35,7 @@ class Node(ServerProcess):
     """
 
     def __init__(
-        self, number: int, home: Path, data: Path, network: Network, *, sync: str, binary: Path | None = None
+        self, number: int, home: Path, data: Path, network: Network, *, sync: str, binary: Path
     ) -> None:
         super().__init__((), home)
         self.number = number
@@ -35,7 +43,8 @@ class Node(ServerProcess):
         self.data = data
         self._network = network
         self._sync = sync
-        self.binary = binary or find_server()
+        self.binary = binary
+        """What runs when it is started next."""
 
     @property
     def url(self) -> str:

@@ -11,6 +11,8 @@ from tests.faults.nemesis.world import World
 
 LASTING: Final = 12.0
 """Seconds: long enough for the majority to elect another leader, which takes 4 to 9."""
+NOTICED: Final = 30.0
+"""Seconds: a connection on which nothing comes back is given up after 10 to 15."""
 
 
 async def isolate_leader(world: World, *, seconds: float = LASTING) -> None:
@@ -48,7 +50,7 @@ async def clients_only(world: World) -> None:
     leader = await world.leader()
     with world.fault(f"workers and clients are cut off from the leader {leader.name}"):
         await world.network.split([CLIENTS], [leader.number])
-        await world.lasting(LASTING)
+        await world.lasting(NOTICED)
         await world.network.heal()
 
 

@@ -20,10 +20,11 @@ from natsblob.errors import BlobError
 from natsblob.maintenance.replicas import Comparer, Comparison
 from natsblob.objectstore.bucket import Bucket
 from natsblob.objectstore.objects import Objects
-from tests.faults.nemesis.checker import check
+from tests.faults.nemesis.checker import PASSING, check
 from tests.faults.nemesis.history import OK, WRONG, Operation, content
 from tests.faults.nemesis.isolation import Need, lacks
 from tests.faults.nemesis.load import StuckError
+from tests.faults.nemesis.node import server_binary
 from tests.faults.nemesis.world import BUCKET, PREFIX, Shape, World
 
 _READERS: Final = 16
@@ -38,8 +39,10 @@ class Scenario:
     row: str
     shape: Shape
     schedule: Callable[[World], Awaitable[None]]
-    explained: frozenset[str] = frozenset()
+    explained: frozenset[str] = PASSING
     """Names of errors that its faults are a reason for."""
+    after: Callable[[World], Awaitable[list[str]]] | None = None
+    """What else has to hold when the clients have stopped; it answers with what does not."""
     trusts_absence: bool = True
     loses: bool = False
     """It is a control: acknowledged blobs have to be lost, and the checker has to find that out."""
@@ -53,6 +56,8 @@ class Scenario:
             needs.append("mounts")
         if self.shape.network == "namespaces":
             needs.append("namespaces")
+        if not server_binary(self.shape.server).exists():
+            return f"nats-server {self.shape.server} is not there"
         return next((reason for need in needs if (reason := lacks(need))), "")
 
 
@@ -69,6 +74,7 @@ class Report(msgspec.Struct, kw_only=True):
     false_missing: int = 0
     unanswered: int = 0
     slowest: float = 0.0
+    slowest_was: str = ""
     no_put: float = 0.0
     no_get: float = 0.0
     took: float = 0.0
@@ -113,6 +119,7 @@ async def _judge(scenario: Scenario, world: World, report: Report) -> None:
     report.operations, report.acknowledged = verdict.operations, verdict.acknowledged
     report.lost, report.wrong = len(verdict.lost), len(verdict.wrong)
     report.false_missing, report.unanswered = len(verdict.false_missing), len(verdict.unanswered)
+    report.slowest_was = verdict.slowest_was
     report.slowest, report.no_put, report.no_get = verdict.slowest, verdict.no_put, verdict.no_get
     if scenario.loses:
         if not verdict.lost:
@@ -120,6 +127,8 @@ async def _judge(scenario: Scenario, world: World, report: Report) -> None:
         return
     for name, found in verdict.complaints().items():
         report.violations.append(f"{name}: {len(found)}, such as {'; '.join(found[:_TOLD])}")
+    if scenario.after:
+        report.violations += await scenario.after(world)
     comparison = await compare(world)
     if not comparison.agree:
         report.violations.append(f"the copies do not agree: {comparison}")

@@ -6,7 +6,13 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +28,7 @@ from tests.faults.nemesis.disk import Disk
 from tests.faults.nemesis.load import Load, StuckError
 from tests.faults.nemesis.namespaces import NamespaceNetwork
 from tests.faults.nemesis.network import Network, ProxyNetwork
-from tests.faults.nemesis.node import Node
+from tests.faults.nemesis.node import Node, server_binary
 
 T = TypeVar("T")
 
@@ -54,6 +60,8 @@ class Shape:
     network: Literal["loopback", "proxies", "namespaces"] = "loopback"
     disk: int = 0
     sync: str = "always"
+    server: str = ""
+    """The version of nats-server to begin with; by default the one that is installed."""
     max_bytes: int = 0
     timeout: float = 30.0
     """Seconds that clients give each request."""
@@ -64,7 +72,7 @@ class Shape:
 class World:
     """Everything of one scenario, started on entering and gone on leaving."""
 
-    def __init__(self, shape: Shape, directory: Path, seed: int, binary: Path | None = None) -> None:
+    def __init__(self, shape: Shape, directory: Path, seed: int) -> None:
         self.shape = shape
         self.directory = directory
         self.seed = seed
@@ -74,7 +82,9 @@ class World:
         self.nodes: list[Node] = []
         self.workers: list[WorkerProcess] = []
         self.told: list[str] = []
-        self._binary = binary
+        self.memory = {"worker": 0, "server": 0}
+        """The most bytes that a process was seen to take."""
+        self._binary = server_binary(shape.server)
         self._began = time.monotonic()
         self._faults: list[list[float]] = []
         self._stack = AsyncExitStack()
@@ -102,9 +112,9 @@ class World:
         await self._create_bucket()
         for _ in range(shape.workers):
             await self.add_worker()
-        orders = {"servers": self.addresses, **shape.orders}
-        load = Load(self.directory, self.seed, [orders] * shape.clients, shape.timeout)
-        self.load = await self._stack.enter_async_context(load)
+        self.load = await self._stack.enter_async_context(Load(self.directory, self.seed, shape.timeout))
+        for _ in range(shape.clients):
+            await self.load.start(self.addresses, **shape.orders)
         await self.load.until_acknowledged(WARM, within=60)
 
     async def _add_node(self, number: int) -> None:
@@ -145,6 +155,28 @@ class World:
         config = BucketConfig(name=BUCKET, replicas=self.shape.replicas, max_bytes=self.shape.max_bytes)
         async with self.bucket() as bucket:
             await self._once_possible(lambda: bucket.create(config))
+
+    async def enter(self, context: AbstractAsyncContextManager[T]) -> T:
+        """Have something that lasts until the scenario ends."""
+        return await self._stack.enter_async_context(context)
+
+    def weigh(self) -> None:
+        """Keep in mind what memory processes take."""
+        for kind, processes in (("worker", self.workers), ("server", self.nodes)):
+            for process in processes:
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+                self.memory[kind] = max(self.memory[kind], 1024 * int(resident.split()[1]))
+
+    async def remove_worker(self, worker: WorkerProcess) -> None:
+        """Let a worker finish what it has begun, and end; `StuckError` where it does not end well."""
+        self.workers.remove(worker)
+        if status := await worker.stop():
+            raise StuckError(f"a worker that was to end left with status {status}")
+
+    async def kill_worker(self, worker: WorkerProcess) -> None:
+        self.workers.remove(worker)
+        await worker.kill()
 
     # What is seen from outside, whatever is cut between others.
 
