@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -44,6 +44,7 @@ class Metrics:
         self._refusals = Counter(
             "natsblob_refusals", "Requests refused as too much at a time", ["reason"], registry=registry
         )
+        self._refused = {reason: self._refusals.labels(reason) for reason in ("requests", "bytes")}
         self._dropped = Counter(
             "natsblob_dropped_replies",
             "Requests left without an answer, and why",
@@ -73,9 +74,9 @@ class Metrics:
         self._requests_in_flight.set_function(requests)
         self._bytes_in_flight.set_function(held)
 
-    def refused(self, reason: str) -> None:
-        """Count a request that was answered with `busy` before it began."""
-        self._refusals.labels(reason).inc()
+    def refused(self, reason: Literal["requests", "bytes"]) -> None:
+        """Count a request that was answered with `busy`."""
+        self._refused[reason].inc()
 
     def dropped(self, reason: str) -> None:
         """Count a request that gets no reply."""

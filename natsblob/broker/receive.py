@@ -19,6 +19,10 @@ _LEAST_ROOM: Final = 64 * 1024
 _LONGEST_LINE: Final = 1024 * 1024
 """Bytes of a control line; INFO names every server of a cluster."""
 _CRLF: Final = 2
+_CROWD: Final = 64
+_CROWDED_ROOM: Final = 16 * 1024
+"""After more than so many messages in one reading, the next one is so small: thousands of requests in one
+reading would leave no time to those that are being served."""
 
 Deliver: TypeAlias = Callable[[int, bytes, bytes, bytes, bytes], None]
 """Takes one message: subscription, subject, reply subject, header block and payload."""
@@ -37,6 +41,8 @@ class Cutter:
         self._control = control
         self._hold(LANDING)
         self._start = self._end = 0
+        self._messages = 0
+        self._crowded = False
         self._needed = 1
         """Bytes from `_start` on with which there is something to cut."""
 
@@ -45,11 +51,12 @@ class Cutter:
         wanted = max(self._needed, self._end - self._start + _LEAST_ROOM)
         if self._start + wanted > len(self._buffer):
             self._make_room(wanted)
-        return self._view[self._end :]
+        return self._view[self._end :][:_CROWDED_ROOM] if self._crowded else self._view[self._end :]
 
     def received(self, size: int) -> None:
         """Take the `size` bytes that were written to `room`; `ProtocolError` where they make no sense."""
         self._end += size
+        before = self._messages
         while self._end - self._start >= self._needed:
             line_end = self._buffer.find(b"\n", self._start, self._end) + 1
             if not line_end:
@@ -64,6 +71,7 @@ class Cutter:
                 break
         if self._start == self._end:
             self._start = self._end = 0
+        self._crowded = self._messages - before > _CROWD
 
     def _cut(self, line: bytes, line_end: int) -> bool:
         """Hand on the message that begins with `line`, unless some of it is still to come."""
@@ -87,6 +95,7 @@ class Cutter:
         self._needed = 1
         header = bytes(self._view[line_end:payload_start])
         payload = bytes(self._view[payload_start:payload_end])
+        self._messages += 1
         self._deliver(number, subject, reply, header, payload)
         return True
 

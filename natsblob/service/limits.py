@@ -40,18 +40,21 @@ class Limits:
         self._requests = 0
         metrics.in_flight(lambda: self._requests, lambda: self._budget.held)
 
-    @contextmanager
-    def request(self, size: int) -> Iterator[None]:
-        """Room for one more request that brings `size` bytes; `BusyError` where there is none."""
+    def admit(self, size: int) -> bool:
+        """Take room for one more request that brings `size` bytes, if there is any; `leave` gives it back."""
         if self._requests >= self._max_requests:
             self._metrics.refused("requests")
-            raise BusyError("this worker is at its limit of requests", retry_after_ms=RETRY_AFTER_MS)
-        with self.bytes(size):
-            self._requests += 1
-            try:
-                yield
-            finally:
-                self._requests -= 1
+            return False
+        if not self._budget.hold(size):
+            self._metrics.refused("bytes")
+            return False
+        self._requests += 1
+        return True
+
+    def leave(self, size: int) -> None:
+        """The request has ended that brought `size` bytes."""
+        self._requests -= 1
+        self._budget.release(size)
 
     @contextmanager
     def bytes(self, size: int) -> Iterator[None]:

@@ -9,17 +9,22 @@ from functools import partial
 from time import perf_counter_ns
 from typing import Final
 
+from natsblob import wire
 from natsblob.broker.connection import Connection
 from natsblob.broker.message import MALFORMED, MAX_HEADERS, Message
-from natsblob.errors import BadRequestError, BlobError, DeadlineError, UnavailableError
+from natsblob.errors import BadRequestError, BlobError, BusyError, DeadlineError, UnavailableError
 from natsblob.service.discovery import Endpoint
-from natsblob.service.limits import Limits
+from natsblob.service.limits import RETRY_AFTER_MS, Limits
 from natsblob.service.messages import Handler, Reply, Request
 from natsblob.service.replies import Replies
 from natsblob.telemetry import Telemetry
 
 DRAIN_TIMEOUT: Final = 30.0
 """Seconds that requests in flight have to end once the worker has stopped taking new ones."""
+_BUSY: Final = Reply(
+    *wire.encode_error(BusyError("this worker is at its limit; ask again", retry_after_ms=RETRY_AFTER_MS))
+)
+"""Made once: under overload it is all that most requests get, and must not cost what serving does."""
 
 
 class Worker:
@@ -77,19 +82,17 @@ class Worker:
         """Begin to serve a request, or refuse it at once."""
         if not self._replies.allows(message.reply):
             return
-        room = self._limits.request(len(message.data))
-        try:
-            room.__enter__()
-        except BlobError as error:
-            endpoint.served(0, error.name)
-            self._replies.refuse(message.reply, error)
+        size = len(message.data)
+        if not self._limits.admit(size):
+            endpoint.served(0, BusyError.name)
+            self._replies.answer_now(message.reply, _BUSY)
             return
         task = asyncio.create_task(self._serve(endpoint, handler, message))
         self._tasks.add(task)
 
         def ended(done: asyncio.Task[None]) -> None:
             self._tasks.discard(done)
-            room.__exit__(None, None, None)
+            self._limits.leave(size)
 
         task.add_done_callback(ended)
 
@@ -108,8 +111,10 @@ class Worker:
             endpoint.served(perf_counter_ns() - started, failure)
 
     async def _answer(self, endpoint: Endpoint, handler: Handler, message: Message) -> None:
-        with self._telemetry.request(endpoint.name, message.headers) as noted:
-            if MALFORMED in message.headers:
+        malformed = MALFORMED in message.headers
+        # Headers that are not printable reach no log: whoever reads the trace may tell of them.
+        with self._telemetry.request(endpoint.name, {} if malformed else message.headers) as noted:
+            if malformed:
                 raise BadRequestError(f"a header is malformed, or they are over {MAX_HEADERS} bytes")
             try:
                 async with asyncio.timeout(self._request_timeout) as deadline:

@@ -93,3 +93,14 @@ values = st.text(max_size=20).filter(lambda text: text.isprintable()).map(str.st
 def test_headers_survive(headers: dict[str, str]) -> None:
     block = "NATS/1.0\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
     assert parse_headers(block.encode()) == headers
+
+
+def test_after_a_crowd_of_messages_the_next_reading_is_a_short_one() -> None:
+    """Else a flood of small requests is read on and on, and those that were taken get no turn."""
+    cutter = Cutter(lambda *_: None, lambda _: None)
+    whole = len(cutter.room())
+    small, large = Sent(1, b"a", b"", b"", b"x").wire(), Sent(1, b"a", b"", b"", bytes(whole // 2)).wire()
+    for piece, is_short in [(small * 500, True), (small, False), (large, False)]:
+        cutter.room()[: len(piece)] = piece
+        cutter.received(len(piece))
+        assert (len(cutter.room()) < whole // 10) is is_short

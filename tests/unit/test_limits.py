@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,25 +32,28 @@ def test_what_is_held_stays_within_the_bound_or_is_a_single_one(sizes: list[int]
 def test_what_is_in_flight_is_shown() -> None:
     metrics = Metrics()
     limits = Limits(metrics, max_requests=2, max_bytes=100)
-    with limits.request(60):
-        figures = metrics.figures()
-        assert (figures["requests_in_flight"], figures["bytes_in_flight"]) == (1, 60)
+    assert limits.admit(60)
+    figures = metrics.figures()
+    assert (figures["requests_in_flight"], figures["bytes_in_flight"]) == (1, 60)
+    limits.leave(60)
     figures = metrics.figures()
     assert (figures["requests_in_flight"], figures["bytes_in_flight"]) == (0, 0)
 
 
 def test_a_refused_request_holds_nothing() -> None:
-    limits = Limits(Metrics(), max_requests=2, max_bytes=100)
-    with ExitStack() as stack:
-        stack.enter_context(limits.request(60))
-        for _ in range(3):
-            with pytest.raises(BusyError), limits.request(60):
-                pass
-        stack.enter_context(limits.request(40))
-        with pytest.raises(BusyError), limits.request(0):
-            pass
-    with limits.request(100), limits.request(0):
+    metrics = Metrics()
+    limits = Limits(metrics, max_requests=2, max_bytes=100)
+    assert limits.admit(60)
+    assert not any(limits.admit(60) for _ in range(3))
+    with pytest.raises(BusyError), limits.bytes(60):
         pass
+    assert limits.admit(40)
+    assert not limits.admit(0)
+    assert metrics.figures()["refusals"] == 5
+    for size in (60, 40):
+        limits.leave(size)
+    assert limits.admit(100)
+    assert limits.admit(0)
 
 
 class Nowhere(Connection):

@@ -1,0 +1,142 @@
+"""Ten times as many requests as a worker can serve: it serves what its limits say, and refuses the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median, quantiles
+
+import pytest
+
+from natsblob.broker.embedded import EmbeddedServer
+from natsblob.testing.payloads import pattern
+from natsblob.testing.services import WorkerProcess, running_worker
+from tests.fuzz.link import Answer, Link, published
+
+AT_ONCE = 64
+"""The worker's limit of requests."""
+TIMES = 10
+BLOB = pattern(4096)
+PATIENCE = 30.0
+
+
+@dataclass
+class Seen:
+    """Answers within some time; durations in seconds."""
+
+    served: list[float] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+    took: float = 0
+
+    @property
+    def rate(self) -> float:
+        return len(self.served) / self.took
+
+    def __str__(self) -> str:
+        refused = self.refused.total() / self.took
+        times = f"median {median(self.served):.4f} s, p99 {quantiles(self.served, n=100)[98]:.4f} s"
+        return f"{self.rate:.0f}/s served, {times}, {refused:.0f}/s refused"
+
+
+class Load:
+    """Puts of new blobs, as many at a time or as often as is asked for."""
+
+    def __init__(self) -> None:
+        self._sent: dict[str, float] = {}
+        self._count = 0
+        self._seen = Seen()
+        self._ended = asyncio.Event()
+        self._until = 0.0
+        self._keep = False
+        self.link: Link
+
+    async def closed(self, at_once: int, seconds: float) -> Seen:
+        """So many requests at a time, each next one when one is answered."""
+        self._seen, self._keep, self._until = Seen(), True, time.perf_counter() + seconds
+        self.link.send(b"".join(self._next() for _ in range(at_once)))
+        return await self._answered(seconds)
+
+    async def open(self, rate: float, seconds: float) -> Seen:
+        """So many requests a second, whatever becomes of them."""
+        self._seen, self._keep, sent = Seen(), False, 0
+        started = time.perf_counter()
+        while (passed := time.perf_counter() - started) < seconds:
+            due = int(passed * rate) - sent
+            self.link.send(b"".join(self._next() for _ in range(due)))
+            sent += due
+            await asyncio.sleep(0.002)
+        return await self._answered(seconds)
+
+    async def _answered(self, seconds: float) -> Seen:
+        """All that was sent has been answered."""
+        self._ended.clear()
+        async with asyncio.timeout(seconds + PATIENCE):
+            while self._sent:
+                await self._ended.wait()
+                self._ended.clear()
+        self._seen.took = seconds
+        return self._seen
+
+    def _next(self) -> bytes:
+        self._count += 1
+        reply = f"_INBOX.load.{self._count}"
+        self._sent[reply] = time.perf_counter()
+        return published("loaded.put", reply.encode(), b"%08d" % self._count + BLOB)
+
+    def take(self, subject: str, answer: Answer) -> None:
+        now = time.perf_counter()
+        started = self._sent.pop(subject)
+        if answer.is_error:
+            error = json.loads(answer.data)["error"]
+            assert error["details"]["retry_after_ms"] > 0
+            self._seen.refused[error["name"]] += 1
+        else:
+            self._seen.served.append(now - started)
+        if self._keep and now < self._until:
+            self.link.send(self._next())
+        if not self._sent:
+            self._ended.set()
+
+
+@pytest.fixture
+async def worker(server: EmbeddedServer) -> AsyncIterator[WorkerProcess]:
+    settings = {"prefix": "loaded", "bucket": "loaded", "max_requests": AT_ONCE, "log_level": "error"}
+    async with running_worker(server.url, **settings) as process:
+        yield process
+
+
+@pytest.fixture
+async def load(server: EmbeddedServer, worker: WorkerProcess) -> AsyncIterator[Load]:
+    load = Load()
+    load.link = await Link.open(server.port, load.take, "_INBOX.load.>")
+    yield load
+    await load.link.close()
+
+
+def resident(process: WorkerProcess) -> int:
+    """Pages."""
+    return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+
+
+async def test_what_is_too_much_is_refused_and_the_rest_is_served(worker: WorkerProcess, load: Load) -> None:
+    await load.closed(AT_ONCE // 2, 0.5)
+    alone, carried, memory = await load.closed(1, 1), await load.closed(AT_ONCE // 2, 1), resident(worker)
+    burst = await load.open(TIMES * carried.rate, 2)
+    grown, again = resident(worker) / memory, await load.closed(1, 1)
+    for name, seen in {"alone": alone, "carried": carried, "burst": burst, "afterwards": again}.items():
+        print(f"{name}: {seen}")  # noqa: T201 - the figures of docs/reliability.md
+    print(f"memory: {grown:.2f} times")  # noqa: T201
+
+    assert set(burst.refused) == {"busy"}
+    assert burst.refused.total() > len(burst.served)
+    assert burst.rate > carried.rate / 5
+    # As many as the worker takes at a time wait for one another, and for nobody else.
+    assert quantiles(burst.served, n=100)[98] < 6 * AT_ONCE / min(carried.rate, burst.rate)
+    assert grown < 1.5
+    assert median(again.served) < 3 * median(alone.served)
+    assert not again.refused
