@@ -1,30 +1,29 @@
 """Collecting what uploads left behind: chunks that no metadata names, and decisions about such chunks.
 
-Safe against concurrent uploads in two ways. Chunks are touched only when the newest of them is older than
-twice the time after which a commit refuses them, both by the server's clock. And before staged chunks are
-purged it is recorded, where commits look, that they are dropped.
+No clock of a server is believed. A worker purges only what it has itself seen unnamed and unchanged for as
+long as the grace time, by its own clock, which does not step; and whoever names chunks does so within half of
+that, or gives up. Before staged chunks are purged it is recorded, where commits look, that they are dropped
+(ADR 0005).
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Final
+from datetime import timedelta
 
 import structlog
 
 from natsblob.errors import BlobError
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.staging import Staging
+from natsblob.objectstore.writer import naming_within
 
 log = structlog.get_logger("natsblob.maintenance")
-
-COMMITTING: Final = timedelta(minutes=10)
-"""Longer than any worker takes from the decision to commit to the name, or it has died in between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +34,15 @@ class Collected:
     decisions: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Orphan:
+    """Messages under a nuid that no metadata names, as they were first seen to be so many."""
+
+    chunks: int
+    decisions: int
+    since: float
+
+
 class Collector:
     """Collects orphans of one bucket, every `interval` seconds or so, in any number of workers at once."""
 
@@ -43,7 +51,8 @@ class Collector:
         self._jetstream = objects.bucket.jetstream
         self._layout = objects.bucket.layout
         self._staging = Staging(objects, expiry=expiry)
-        self._grace = 2 * expiry
+        self._grace = 2 * naming_within(expiry).total_seconds()
+        self._orphans: dict[str, _Orphan] = {}
         self._interval = interval
 
     @asynccontextmanager
@@ -69,31 +78,39 @@ class Collector:
 
     async def collect(self) -> Collected:
         """One pass. What it cannot be sure of it leaves for the next."""
+        began = asyncio.get_running_loop().time()
+        await self._look()
+        due = {nuid: one for nuid, one in sorted(self._orphans.items()) if self._is_due(one, began)}
+        uploads = [nuid for nuid, one in due.items() if one.chunks and await self._collect_chunks(nuid, one)]
+        decisions = [nuid for nuid, one in due.items() if not one.chunks]
+        for nuid in decisions:
+            await self._jetstream.purge(self._layout.stream, self._layout.decision(nuid))
+        return Collected(len(uploads), len(decisions))
+
+    async def _look(self) -> None:
+        """See what is an orphan now, and since when it has been as it is."""
         # In this order: what is named after the subjects were listed is either in `named`, or young.
         subjects = await self._jetstream.subjects(self._layout.stream, self._layout.all_chunks)
         named = await self._objects.named_chunks()
-        now = await self._jetstream.now(self._layout.stream)
-        stages = {nuid for subject in subjects if (nuid := self._layout.nuid_of(subject)) is not None}
-        decided = {nuid for subject in subjects if (nuid := self._layout.decided_of(subject)) is not None}
-        uploads = [nuid for nuid in sorted(stages - named) if await self._collect_chunks(nuid, now)]
-        decisions = [nuid for nuid in sorted(decided - stages) if await self._collect_decision(nuid, now)]
-        return Collected(len(uploads), len(decisions))
+        now = asyncio.get_running_loop().time()
+        chunks, decisions = Counter[str](), Counter[str]()
+        for subject, messages in subjects.items():
+            if (nuid := self._layout.nuid_of(subject)) is not None:
+                chunks[nuid] += messages
+            elif (nuid := self._layout.decided_of(subject)) is not None:
+                decisions[nuid] += messages
+        before, self._orphans = self._orphans, {}
+        for nuid in (chunks.keys() | decisions.keys()) - named:
+            found = _Orphan(chunks[nuid], decisions[nuid], now)
+            seen = before.get(nuid, found)
+            is_same = (seen.chunks, seen.decisions) == (found.chunks, found.decisions)
+            self._orphans[nuid] = seen if is_same else found
 
-    async def _collect_chunks(self, nuid: str, now: datetime) -> bool:
-        if not await self._is_old(self._layout.chunks(nuid), now):
-            return False
-        if not await self._staging.give_up(nuid, now - max(self._grace, COMMITTING)):
+    def _is_due(self, orphan: _Orphan, began: float) -> bool:
+        return began - orphan.since >= self._grace
+
+    async def _collect_chunks(self, nuid: str, orphan: _Orphan) -> bool:
+        if not await self._staging.give_up(nuid, was_decided=orphan.decisions > 0):
             return False
         await self._objects.drop(nuid)
         return True
-
-    async def _collect_decision(self, nuid: str, now: datetime) -> bool:
-        subject = self._layout.decision(nuid)
-        if not await self._is_old(subject, now):
-            return False
-        await self._jetstream.purge(self._layout.stream, subject)
-        return True
-
-    async def _is_old(self, subject: str, now: datetime) -> bool:
-        newest = await self._jetstream.last_at_leader(self._layout.stream, subject)
-        return newest is not None and now - newest.time > self._grace

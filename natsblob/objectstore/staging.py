@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Final, Literal
 
@@ -50,7 +51,6 @@ class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
 class Decided:
     decision: Decision
     seq: int
-    time: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,19 +114,24 @@ class Staging:
         decided = await self._decide(stage, Decision("drop"))
         if decided.decision.action == "commit":
             raise ConflictError("the upload is committed already; delete the blob instead")
-        await self._objects.drop(stage)
+        if not decided.decision.digest:  # else it may have been committed before: see `give_up`
+            await self._objects.drop(stage)
 
-    async def give_up(self, stage: str, before: datetime) -> bool:
-        """Whether the chunks can be purged: the stage is dropped, or what committed it died before `before`.
+    async def give_up(self, stage: str, *, was_decided: bool) -> bool:
+        """Record that the stage is dropped, and whether its chunks can be purged at once.
 
-        Records that it is dropped where nothing is recorded yet.
+        Not where a commit is decided. If it was so for long and named nothing, a drop takes its place; but
+        somebody who has read it may still name the chunks, so that they are purged another grace time later.
         """
         decided = await self._decide(stage, Decision("drop"))
         if decided.decision.action == "drop":
             return True
-        entry = await self._objects.newest(decided.decision.digest)
-        is_named = entry is not None and entry.info.nuid == stage and not entry.info.deleted
-        return not is_named and decided.time < before
+        if not was_decided:
+            return False
+        drop = msgspec.json.encode(Decision("drop", decided.decision.digest))
+        with suppress(LostRaceError):
+            await self._jetstream.publish(self._layout.decision(stage), drop, expected_last=decided.seq)
+        return False
 
     async def _count(self, stage: str) -> int:
         subject = self._layout.chunks(stage)
@@ -156,7 +161,7 @@ class Staging:
             and (seen.size, seen.chunks) == (request.size, request.chunks)
             and await self._marks_hold(stage, marks, count)
         ):
-            written = Written(stage, seen.size, seen.chunks, seen.chunk_size, seen.digest, marks)
+            written = Written(stage, seen.size, seen.chunks, seen.chunk_size, seen.digest, marks, _now())
         else:
             async with self._reading_back:
                 written = await self._read_back(stage, request, count)
@@ -213,7 +218,7 @@ class Staging:
             return await self._copy([survey.places[index] for index in range(request.chunks)])
         digest = await survey.hasher.digest()
         marks = marks_of(survey.seqs)
-        return Written(stage, request.size, request.chunks, survey.chunk_size, digest, marks)
+        return Written(stage, request.size, request.chunks, survey.chunk_size, digest, marks, _now())
 
     async def _copy(self, places: list[int]) -> Written:
         """The staged chunks, at these stream sequences, written anew in order: so other clients read them."""
@@ -234,8 +239,8 @@ class Staging:
         return stored
 
     async def _drop_unless_committed(self, stage: str, digest: str = "") -> None:
-        decided = await self._decide(stage, Decision("drop", digest))
-        if decided.decision.action == "drop":
+        drop = Decision("drop", digest)
+        if (await self._decide(stage, drop)).decision == drop:
             await shielded(self._objects.drop(stage))
 
     async def _give_way(self, stage: str, written: Written, before: Entry) -> Committed:
@@ -248,6 +253,7 @@ class Staging:
 
     async def _name(self, written: Written, before: Entry | None) -> Committed:
         name = written.digest.hex
+        written.check_age(self._expiry)
         try:
             entry = await self._objects.name(written, name, before.seq if before else 0)
         except LostRaceError:
@@ -279,8 +285,8 @@ class Staging:
             stored = await self._jetstream.last_at_leader(self._layout.stream, subject)
             if stored is None:
                 raise _unknown() from None
-            return Decided(_decode(stored), stored.seq, stored.time)
-        return Decided(decision, ack.seq, datetime.now(UTC))
+            return Decided(_decode(stored), stored.seq)
+        return Decided(decision, ack.seq)
 
 
 class _PurgedError(Exception):
@@ -347,6 +353,10 @@ def _decode(stored: Stored) -> Decision:
         return msgspec.json.decode(stored.data, type=Decision)
     except wire.NOT_DECODED as error:
         raise UploadExpiredError("the upload cannot be used any more; begin again") from error
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _unknown() -> UploadExpiredError:

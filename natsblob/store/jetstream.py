@@ -42,6 +42,7 @@ class JetStreamStore:
     ) -> None:
         self._objects = objects
         self._cache = cache or EntryCache(objects.bucket.layout)
+        self._expiry = upload_expiry
         self._staging = Staging(objects, expiry=upload_expiry)
 
     @property
@@ -197,6 +198,7 @@ class JetStreamStore:
         expected_last = 0
         for _ in range(_RACES):
             looked_up_at = self._cache.now()
+            written.check_age(self._expiry)
             try:
                 entry = await self._objects.name(written, name, expected_last)
             except LostRaceError:

@@ -6,8 +6,8 @@ import asyncio
 import json
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 from uuid import uuid4
 
 import nats
@@ -18,19 +18,26 @@ from natsblob.broker.connection import Access, connect
 from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.jetstream import JetStream
 from natsblob.digest import Digest
-from natsblob.maintenance import collect
+from natsblob.errors import UnavailableError, UploadExpiredError
 from natsblob.maintenance.collect import Collected, Collector
+from natsblob.objectstore import writer
 from natsblob.objectstore.bucket import Bucket, BucketConfig
 from natsblob.objectstore.info import new_nuid
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.staging import Decision, Staging
-from natsblob.store.jetstream import JetStreamStore
+from natsblob.store.jetstream import UPLOAD_EXPIRY, JetStreamStore
 from natsblob.testing.payloads import pattern, source
 from natsblob.wire import CommitRequest
 
 OLD = timedelta(0)
-"""An expiry after which everything that is stored is old."""
+"""An expiry after which everything that is stored is old, once `NAMING` is none."""
 DATA = pattern(100)
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is unnamed is due at once."""
+    monkeypatch.setattr(writer, "NAMING", timedelta(0))
 
 
 @pytest.fixture
@@ -47,10 +54,17 @@ def collector(objects: Objects, expiry: timedelta = OLD) -> Collector:
     return Collector(objects, expiry=expiry, interval=60)
 
 
-async def staged(objects: Objects, data: bytes = DATA) -> str:
-    stage = new_nuid()
+async def collect(objects: Objects, expiry: timedelta = OLD) -> Collected:
+    """What a worker removes that looks twice."""
+    one = collector(objects, expiry)
+    assert await one.collect() == Collected(0, 0)
+    return await one.collect()
+
+
+async def staged(objects: Objects, data: bytes = DATA, stage: str = "") -> str:
+    index, stage = (1, stage) if stage else (0, new_nuid())
     await objects.bucket.jetstream.connection.request(
-        objects.bucket.chunk_subject(stage), data, headers=wire.chunk_headers(stage, 0, data), timeout=5
+        objects.bucket.chunk_subject(stage), data, headers=wire.chunk_headers(stage, index, data), timeout=5
     )
     return stage
 
@@ -67,8 +81,8 @@ async def test_orphans_go_and_blobs_stay(objects: Objects) -> None:
     before = await left(objects)
     for _ in range(3):
         await staged(objects, pattern(50))
-    assert await collector(objects).collect() == Collected(uploads=3, decisions=0)
-    assert await collector(objects).collect() == Collected(uploads=0, decisions=3)
+    assert await collect(objects) == Collected(uploads=3, decisions=0)
+    assert await collect(objects) == Collected(uploads=0, decisions=3)
     assert await left(objects) == before
     for info in (put, committed):
         content = b"".join([chunk async for chunk in store.chunks(info.digest)])
@@ -78,7 +92,7 @@ async def test_orphans_go_and_blobs_stay(objects: Objects) -> None:
 async def test_what_is_young_stays(objects: Objects) -> None:
     await staged(objects)
     before = await left(objects)
-    assert await collector(objects, timedelta(minutes=1)).collect() == Collected(0, 0)
+    assert await collect(objects, timedelta(minutes=1)) == Collected(0, 0)
     assert await left(objects) == before
 
 
@@ -88,7 +102,7 @@ async def test_objects_of_other_clients_stay(objects: Objects, server: EmbeddedS
         await theirs.put("a name / of ours", DATA)
         await theirs.put("link target", DATA)
         await theirs.delete("link target")
-        await collector(objects).collect()
+        await collect(objects)
         assert (await theirs.get("a name / of ours")).data == DATA
 
 
@@ -103,7 +117,7 @@ async def test_an_object_whose_name_is_encoded_in_another_way_stays(
         subject = f"$O.{layout.bucket}.M.{urlsafe_b64encode('é'.encode('latin1')).decode()}"
         await nc.jetstream().publish(subject, json.dumps(body).encode())
     before = await left(objects)
-    assert await collector(objects).collect() == Collected(0, 0)
+    assert await collect(objects) == Collected(0, 0)
     assert await left(objects) == before
 
 
@@ -111,7 +125,7 @@ async def test_a_deleted_blob_leaves_nothing_to_collect(objects: Objects) -> Non
     store = JetStreamStore(objects)
     await store.commit(await staged(objects), CommitRequest("", len(DATA), 1), None)
     await store.delete(Digest.of(DATA))
-    await collector(objects).collect()
+    await collect(objects)
     subjects = await objects.bucket.jetstream.subjects(objects.bucket.layout.stream, "$O.*.C.>")
     assert subjects == {}
 
@@ -123,29 +137,59 @@ class CommitsMeanwhile(Collector):
         super().__init__(objects, expiry=OLD, interval=60)
         self._commit = (staging, stage)
 
-    async def _is_old(self, subject: str, now: Any) -> bool:
+    async def _look(self) -> None:
+        is_second = bool(self._orphans)
+        await super()._look()
+        if not is_second:
+            return
         staging, stage = self._commit
         await staging.commit(stage, CommitRequest("", len(DATA), 1), None)
-        return await super()._is_old(subject, now)
 
 
 async def test_a_commit_during_collection_keeps_its_chunks(objects: Objects) -> None:
     stage = await staged(objects)
     staging = Staging(objects, expiry=timedelta(hours=1))
-    await CommitsMeanwhile(objects, staging, stage).collect()
+    one = CommitsMeanwhile(objects, staging, stage)
+    for _ in range(2):
+        assert (await one.collect()).uploads == 0
     assert b"".join([chunk async for chunk in objects.get(Digest.of(DATA).hex)]) == DATA
 
 
-async def test_a_commit_that_died_half_way_is_collected(
+async def test_what_changes_is_left_alone_for_another_grace_time(
     objects: Objects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = await staged(objects)
-    staging = Staging(objects, expiry=OLD)
+    one = collector(objects)
+    monkeypatch.setattr(one, "_grace", 0.2)
+    assert (await one.collect()).uploads == 0
+    await asyncio.sleep(0.2)
+    assert await staged(objects, b"more", stage) == stage
+    assert (await one.collect()).uploads == 0
+    await asyncio.sleep(0.2)
+    assert (await one.collect()).uploads == 1
+
+
+async def test_chunks_that_waited_too_long_for_their_name_do_not_get_it(objects: Objects) -> None:
+    """They may have been collected, whatever the servers' clocks say."""
+    store = JetStreamStore(objects)
+    written = await objects.write_one(DATA, Digest.of(DATA))
+    with pytest.raises(UnavailableError):
+        await store._name(replace(written, since=written.since - 2 * UPLOAD_EXPIRY.total_seconds()))
+    assert await store.missing([Digest.of(DATA)]) == [Digest.of(DATA)]
+    await collect(objects)
+    assert (await store.put(source(DATA))).created
+
+
+async def test_a_commit_that_died_half_way_is_collected_in_two_steps(objects: Objects) -> None:
+    """Whoever has read that it is decided may still name the chunks: they stay until that is too late."""
+    stage = await staged(objects)
+    staging = Staging(objects, expiry=UPLOAD_EXPIRY)
     await staging._decide(stage, Decision("commit", Digest.of(DATA).hex))
-    assert (await collector(objects).collect()).uploads == 0
-    monkeypatch.setattr(collect, "COMMITTING", OLD)
-    assert (await collector(objects).collect()).uploads == 1
-    await collector(objects).collect()
+    assert (await collect(objects)).uploads == 0
+    with pytest.raises(UploadExpiredError):
+        await staging.commit(stage, CommitRequest("", len(DATA), 1), None)
+    assert (await collect(objects)).uploads == 1
+    await collect(objects)
     assert await left(objects) == 0
 
 
@@ -154,8 +198,8 @@ async def test_many_collectors_at_once_do_no_harm(objects: Objects) -> None:
     kept = [await store.put(source(pattern(2000, str(number)))) for number in range(4)]
     for number in range(10):
         await staged(objects, pattern(10, str(number)))
-    await asyncio.gather(*(collector(objects).collect() for _ in range(4)))
-    await collector(objects).collect()
+    await asyncio.gather(*(collect(objects) for _ in range(4)))
+    await collect(objects)
     subjects = await objects.bucket.jetstream.subjects(objects.bucket.layout.stream, "$O.*.C.>")
     assert len(subjects) == len(kept)
     for info in kept:

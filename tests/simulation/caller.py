@@ -111,9 +111,16 @@ class Caller:
 
     async def _put(self, worker: Worker, blob: Blob) -> None:
         expected = blob.digest if self._random.random() < 0.5 else None
-        info = await worker.store.put(_source(blob.data), expected=expected)
+        info = await worker.store.put(self._source(blob.data), expected=expected)
         if info.digest != blob.digest or info.size != len(blob.data):
             raise ViolationError("a put was answered with another blob")
+
+    async def _source(self, data: bytes) -> AsyncIterator[bytes]:
+        """May pause behind the last bytes, when all that fills a chunk is stored and has no name."""
+        for start in range(0, len(data), 7):
+            yield data[start : start + 7]
+        if self._random.random() < self._faults.slow:
+            await asyncio.sleep(40.0 * self._random.random())
 
     async def _get(self, worker: Worker, blob: Blob) -> bool:
         """The bytes as the store gives them: the sum of each chunk is checked, the digest is not."""
@@ -206,8 +213,3 @@ class Caller:
 
 class UnfinishedError(Exception):
     """The caller went away in the middle."""
-
-
-async def _source(data: bytes) -> AsyncIterator[bytes]:
-    for start in range(0, len(data), 7):
-        yield data[start : start + 7]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC, datetime
 from typing import Any, Final
 from unittest import mock
 
 from natsblob.broker.message import Message
 from natsblob.broker.publish import PublishWindow
 from natsblob.maintenance.collect import Collector
+from natsblob.objectstore import objects
 from natsblob.objectstore.info import Entry
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.reader import ChunkSource
@@ -43,6 +43,13 @@ def _damaged_leader_is_believed() -> AbstractContextManager[object]:
     return mock.patch.object(Objects, "_elsewhere", elsewhere)
 
 
+def _collection_believes_a_damaged_leader() -> AbstractContextManager[object]:
+    async def counted(*_: object) -> int:
+        return 0
+
+    return mock.patch.object(objects, "most_counted", counted)
+
+
 def _abort_without_decision() -> AbstractContextManager[object]:
     async def abort(self: Staging, stage: str) -> None:
         await self._objects.drop(stage)
@@ -51,10 +58,10 @@ def _abort_without_decision() -> AbstractContextManager[object]:
 
 
 def _collector_without_age() -> AbstractContextManager[object]:
-    async def is_old(self: Collector, subject: str, now: datetime) -> bool:
+    def is_due(self: Collector, orphan: Any, began: float) -> bool:
         return True
 
-    return mock.patch.object(Collector, "_is_old", is_old)
+    return mock.patch.object(Collector, "_is_due", is_due)
 
 
 def _window_without_bound() -> AbstractContextManager[object]:
@@ -100,7 +107,7 @@ def _commit_without_decision() -> AbstractContextManager[object]:
     async def decided(self: Staging, stage: str, decision: Decision) -> Decided:
         if decision.action == "drop":
             return await decide(self, stage, decision)
-        return Decided(decision, 1_000_000, datetime.now(UTC))
+        return Decided(decision, 1_000_000)
 
     return mock.patch.object(Staging, "_decide", decided)
 
@@ -130,11 +137,12 @@ DEFECTS: Final[dict[str, tuple[Plant, Faults]]] = {
     "metadata before chunks": (_metadata_before_chunks, Faults(late=0.08, reordered=0.4)),
     "missing is not confirmed": (_missing_is_not_confirmed, Faults(lag=20.0)),
     "damaged leader is believed": (_damaged_leader_is_believed, Faults(rot=1.0)),
+    "collection believes a damaged leader": (_collection_believes_a_damaged_leader, Faults(rot=0.3)),
     "abort without decision": (_abort_without_decision, Faults(late=0.2, duplicated=0.2)),
     "commit without decision": (_commit_without_decision, Faults(late=0.2, duplicated=0.2)),
     "delete markers keep chunks": (_markers_keep_chunks, Faults(lost=0.3, cancels=0.6)),
     "asking from the beginning": (_asking_from_the_beginning, Faults(reordered=0.4)),
-    "collector without age": (_collector_without_age, Faults(late=0.1)),
+    "collector without age": (_collector_without_age, Faults(slow=1.0)),
     "window without bound": (_window_without_bound, Faults(late=0.1)),
     "frames by arrival": (_frames_by_arrival, Faults(reordered=0.4, duplicated=0.2)),
     "drop on unknown outcome": (_drop_on_unknown_outcome, Faults(cancels=0.6)),

@@ -33,6 +33,8 @@ class Faults:
     """By how much the server's clock may step, in either direction."""
     idles: float = 0.0
     """How often a caller pauses for hours between two steps."""
+    slow: float = 0.0
+    """How often a caller pauses for seconds in the middle of a put by a worker."""
     rot: float = 0.0
     """How much of what is visible one copy, the leader's or another, loses unnoticed."""
 
@@ -61,7 +63,8 @@ class Faults:
             full=random.choice((0, 0, 0, 0, 1)),
             crashes=random.choice((0, 0, 1, 2)),
             cancels=maybe(0.3),
-            clock_step=maybe(3600.0),
+            clock_step=maybe(6 * 3600.0),
             idles=maybe(0.2),
+            slow=maybe(0.5),
             rot=random.choice((0.0, 0.0, 0.0, 0.3, 1.0)),
         )

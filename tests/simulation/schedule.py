@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from itertools import count
@@ -26,7 +27,8 @@ _SETTLED: Final = 900.0
 """Seconds after which everything that was sent has arrived."""
 _OLD: Final = 6 * 3600.0
 """Seconds after which everything that nothing names is old enough to be collected, whatever the clock did."""
-_PASSES: Final = 3
+_PASSES: Final = 6
+"""To see an orphan, to drop it, to see that, to purge it, and the same once more for its decision."""
 _WRITTEN: Final = 90.0
 """Seconds after which no request is on its way that was made before: what rots was written long ago."""
 
@@ -66,6 +68,8 @@ def run(seed: int, faults: Faults | None = None) -> Outcome:
             loop.run_until_complete(schedule.run(found))
         except (ViolationError, StuckError) as error:
             violation = str(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the outcome says in which schedule
+            violation = "".join(traceback.format_exception(error))
         finally:
             loop.set_exception_handler(lambda *_: None)
             _end(loop)
@@ -117,6 +121,9 @@ class Schedule:
             await asyncio.sleep(_WRITTEN)
             self._rot()
             await asyncio.gather(*(caller.run(random.randint(2, 4)) for caller in callers))
+            for _ in range(_PASSES):
+                await asyncio.sleep(_OLD)
+                await callers[0].do("collect", self._blobs[0])
         for task in trouble:
             task.cancel()
         await self._heal(found)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
+from natsblob.objectstore.objects import Objects
 from tests.simulation.defects import DEFECTS, planted
 from tests.simulation.schedule import run
 
@@ -35,6 +37,12 @@ def test_a_planted_defect_is_caught(defect: str) -> None:
 def test_without_the_defect_the_same_faults_do_no_harm(defect: str) -> None:
     for seed in range(10):
         assert run(seed, DEFECTS[defect][1]).violation is None
+
+
+def test_an_unexpected_exception_is_told_with_its_seed() -> None:
+    with mock.patch.object(Objects, "write_one", side_effect=ZeroDivisionError):
+        outcomes = [run(seed) for seed in range(10)]
+    assert any(outcome.violation for outcome in outcomes)
 
 
 def test_a_seed_tells_the_same_story_in_every_process() -> None:
