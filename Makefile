@@ -25,11 +25,12 @@ fuzz: $(READY) ## send a million requests of every kind to a worker (ARGS='--req
 faults: $(READY) ## hurt real clusters under load, and check what they promised (LONG=1, ARGS='power kill')
 	@$(BIN)/python -m tests.faults.nemesis $(if $(LONG),--long) $(ARGS)
 
-check: $(READY) ## lint, format, types and layers, as CI does
+check: $(READY) ## lint, format, types, layers and known vulnerabilities, as CI does
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python .ci/audit.py
 
 guard: $(READY) ## look for a large loss of speed, in seconds, as CI does
 	@$(BIN)/python -m bench.guard
