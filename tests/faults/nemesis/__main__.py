@@ -30,6 +30,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="the first seed")
     parser.add_argument("--runs", type=int, default=1, help="runs of each scenario, with one seed more each")
     parser.add_argument("--out", type=Path, help="append the reports to this file, as lines of JSON")
+    parser.add_argument("--keep", action="store_true", help="keep the histories and logs of good runs too")
     parser.add_argument("--table", type=Path, help="only print the table of the reports in this file")
     parser.add_argument("--here", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -40,7 +41,8 @@ def main() -> int:
     scenarios = [one for one in chosen(SCENARIOS, options.names) if options.long or not one.is_long]
     if options.here:
         return _run_here(scenarios[0], options.seed, options.here)
-    return _run_all(scenarios, range(options.seed, options.seed + options.runs), options.out)
+    seeds = range(options.seed, options.seed + options.runs)
+    return _run_all(scenarios, seeds, options.out, keep=options.keep)
 
 
 def _run_here(scenario: Scenario, seed: int, directory: Path) -> int:
@@ -50,7 +52,7 @@ def _run_here(scenario: Scenario, seed: int, directory: Path) -> int:
     return 0
 
 
-def run_apart(scenario: Scenario, seed: int) -> Report:
+def run_apart(scenario: Scenario, seed: int, *, keep: bool = False) -> Report:
     """Run one scenario in a process, and where that is possible in namespaces, of its own."""
     directory = Path(tempfile.mkdtemp(prefix="natsblob-faults-"))
     arguments = [scenario.name, "--long", "--seed", str(seed), "--here", str(directory)]
@@ -63,21 +65,21 @@ def run_apart(scenario: Scenario, seed: int) -> Report:
         report = Report(
             scenario=scenario.name, row=scenario.row, seed=seed, violations=["it did not end well"]
         )
-    if report.violations:
+    if report.violations or keep:
         report.kept = str(directory)
     else:
         shutil.rmtree(directory, ignore_errors=True)
     return report
 
 
-def _run_all(scenarios: Sequence[Scenario], seeds: range, out: Path | None) -> int:
+def _run_all(scenarios: Sequence[Scenario], seeds: range, out: Path | None, *, keep: bool) -> int:
     reports = []
     for scenario in scenarios:
         if scenario.lacks:
             _tell(f"{scenario.name}: left out, {scenario.lacks}")
             continue
         for seed in seeds:
-            report = run_apart(scenario, seed)
+            report = run_apart(scenario, seed, keep=keep)
             reports.append(report)
             _tell(
                 f"{report.scenario} (seed {seed}): {report.operations} operations, "
@@ -87,8 +89,9 @@ def _run_all(scenarios: Sequence[Scenario], seeds: range, out: Path | None) -> i
                 _tell(f"  VIOLATION {violation}")
             if report.violations:
                 _tell(f"  faults: {'; '.join(report.faults)}")
-                _tell(f"  histories and logs: {report.kept}")
                 _tell(f"  again: make faults ARGS='{scenario.name} --long --seed {seed}'")
+            if report.kept:
+                _tell(f"  histories and logs: {report.kept}")
             if out:
                 with out.open("ab") as file:
                     file.write(msgspec.json.encode(report) + b"\n")
