@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final
 
@@ -24,6 +25,8 @@ from natsblob.wire import Caps, GetRequest, HasReply, Info, ListRequest, Missing
 
 _READ_BACK: Final = 32 * 1024 * 1024
 """Bytes a second at which a commit may read chunks back before it is too late."""
+LISTS_AT_ONCE: Final = 2
+"""Pages made at a time: each takes all names of the bucket into memory. More wait their turn."""
 _FOREIGN_ACCOUNT: Final = "_R_."
 """A reply subject of a service import; nobody but the service may publish to it."""
 
@@ -36,6 +39,7 @@ class Handlers:
         self._uploads = uploads
         self._limits = limits
         self._caps = caps
+        self._listing = asyncio.Semaphore(LISTS_AT_ONCE)
 
     def by_subject(self, subjects: wire.Subjects) -> dict[str, Handler]:
         """Which handler answers on which subject."""
@@ -109,7 +113,8 @@ class Handlers:
 
     async def list(self, request: Request) -> Answer:
         wanted = wire.decode(request.data or b"{}", ListRequest)
-        page = await self._store.list(after=wanted.after, limit=wanted.limit, prefix=wanted.prefix)
+        async with self._listing:
+            page = await self._store.list(after=wanted.after, limit=wanted.limit, prefix=wanted.prefix)
         return _json(page)
 
     async def delete(self, request: Request) -> Answer:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any
 
 import pytest
 
+import natsblob
 from natsblob.broker.embedded import EmbeddedServer
+from natsblob.service.handlers import LISTS_AT_ONCE
+from natsblob.store.jetstream import JetStreamStore
 from natsblob.testing.payloads import pattern
+from natsblob.testing.servers import temporary_server
 from natsblob.testing.services import WorkerProcess, running_worker
+from natsblob.wire import Page
 from tests.fuzz.link import Answer, Link, published
+from tests.integration.raw import service
 
 AT_ONCE = 64
 """The worker's limit of requests."""
@@ -140,3 +149,48 @@ async def test_what_is_too_much_is_refused_and_the_rest_is_served(worker: Worker
     assert grown < 1.5
     assert median(again.served) < 3 * median(alone.served)
     assert not again.refused
+
+
+async def test_many_pages_at_a_time_wait_for_one_another(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes the names of all blobs into memory, however few it answers with."""
+    now = most = 0
+    whole = JetStreamStore.list
+
+    async def counted(*args: Any, **named: Any) -> Page:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        try:
+            return await whole(*args, **named)
+        finally:
+            now -= 1
+
+    monkeypatch.setattr(JetStreamStore, "list", counted)
+    async with service(server.url) as raw:
+        digest = await raw.put(b"one")
+        pages = await asyncio.gather(*(raw.ask("list") for _ in range(50)))
+    assert most == LISTS_AT_ONCE
+    assert {page.json["blobs"][0]["digest"] for page in pages} == {digest}
+
+
+async def test_a_worker_that_was_cut_off_comes_back() -> None:
+    """A server keeps so much for a connection that does not read, and no more."""
+    async with (
+        temporary_server(extra="max_pending: 1MB\nwrite_deadline: 500ms") as server,
+        running_worker(server.url, prefix="loaded", storage="memory", log_level="error") as process,
+        natsblob.connect(server.url, prefix="loaded", timeout=PATIENCE) as blobs,
+    ):
+        before = await blobs.put(BLOB)
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            link = await Link.open(server.port, lambda *_: None)
+            for number in range(20_000):
+                link.send(published("loaded.put", b"_INBOX.nobody", b"%05d" % number + BLOB))
+            await link.flush()
+            await link.close()
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
+        assert (await blobs.put(b"afterwards")).created
+        assert await blobs.get(before.digest) == BLOB
