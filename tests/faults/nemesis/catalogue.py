@@ -33,7 +33,7 @@ _DISKS: Final = Shape(disk=512)
 _FULL: Final = PASSING | {storage.FULL}
 _UNDECIDED: Final = frozenset({"conflict"})
 """A defect: a put that finds an earlier attempt of the same put undecided, at a leader whose disk fails, is
-told that others replaced the blob, and not to try again. Nothing is lost by it; `unavailable` would be true."""
+told that others replaced the blob, and not to try again. Nothing is lost; `unavailable` would be true."""
 _BROKEN: Final = PASSING | _UNDECIDED | {"setup", "internal"}
 
 _SERVERS: Final = (
