@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final, Literal
 
 from natsblob.broker.jetstream import Config, JetStream, StreamInfo
@@ -17,7 +18,7 @@ OLDEST_SERVER: Final = (2, 11, 0)
 """The first nats-server with batched direct reads."""
 _NANOSECONDS: Final = 1_000_000_000
 _REMEMBERED: Final = 30.0
-"""Seconds for which the number of replicas is taken to be what it was."""
+"""Seconds for which the configuration is taken to be what it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +49,29 @@ class Bucket:
         self.name = check_bucket_name(name)
         self.layout = Layout(name)
         self._subjects = Subjects(prefix)
-        self._replicas = 0
-        self._replicas_known_until = 0.0
+        self._config: Config = {}
+        self._known_until = 0.0
 
     async def info(self) -> StreamInfo:
         """The bucket's stream; `StreamMissingError` where there is none."""
         return await self.jetstream.stream(self.layout.stream)
 
     async def is_replicated(self) -> bool:
-        """Whether there are copies beside the leader's; remembered for `_REMEMBERED` seconds."""
+        """Whether there are copies beside the leader's."""
+        return int((await self._known()).get("num_replicas", 1)) > 1
+
+    async def max_age(self) -> timedelta | None:
+        """How long after it was written a message goes, if it does."""
+        nanoseconds = int((await self._known()).get("max_age", 0))
+        return timedelta(microseconds=nanoseconds // 1_000) if nanoseconds else None
+
+    async def _known(self) -> Config:
+        """The stream's configuration, as it was up to `_REMEMBERED` seconds ago."""
         now = asyncio.get_running_loop().time()
-        if now >= self._replicas_known_until:
-            self._replicas = int((await self.info()).config.get("num_replicas", 1))
-            self._replicas_known_until = now + _REMEMBERED
-        return self._replicas > 1
+        if now >= self._known_until:
+            self._config = (await self.info()).config
+            self._known_until = now + _REMEMBERED
+        return self._config
 
     async def create(self, config: BucketConfig) -> StreamInfo:
         """Create the bucket. Where it exists already it is left as it is and answered."""
@@ -127,7 +137,7 @@ class Bucket:
             "compression": "s2" if config.compression else "none",
             "allow_direct": True,
             "allow_rollup_hdrs": config.rollups,
-            "duplicate_window": 120 * _NANOSECONDS,
+            "duplicate_window": int(min(120, config.max_age or 120) * _NANOSECONDS),
             **({"placement": placement} if config.cluster or config.tags else {}),
             **self._ingest(subjects),
         }

@@ -84,12 +84,15 @@ class Objects:
     async def _elsewhere(self, names: Sequence[str]) -> dict[str, Entry]:
         """The newest metadata of `names`, which the leader does not have, as other copies have it.
 
-        Nothing takes the last metadata of a name away, so a leader without it has lost it.
+        Nothing but expiry takes the last metadata of a name away, so a leader without it has lost it.
         """
         if not names or not await self.bucket.is_replicated():
             return {}
         subjects = [self._layout.meta(name) for name in names]
         newest = await newest_anywhere(self._jetstream, self._layout.stream, subjects)
+        if newest and (max_age := await self.bucket.max_age()):  # copies expire one by one
+            now = await self._jetstream.now(self._layout.stream)
+            newest = {subject: found for subject, found in newest.items() if now - found.time < max_age}
         if newest:
             log.warning("copy.damaged", objects=len(newest), advice="run `natsblob verify --replicas`")
         return {entry.info.name: entry for entry in map(Entry.decode, newest.values())}
@@ -118,24 +121,26 @@ class Objects:
     async def names(self) -> list[str]:
         """The names of all objects and of delete markers, in ascending order.
 
-        `UnavailableError` where the leader counts fewer than another copy does.
+        `UnavailableError` where the leader counts fewer than another copy does, unless they may expire.
         """
-        subjects = await retrying(self._all_meta, patience=_PATIENCE)
+        subjects = await self._all_meta(compare=await self.bucket.max_age() is None)
         return sorted(name for subject in subjects if (name := self._layout.name_of(subject)) is not None)
 
-    async def _all_meta(self) -> dict[str, int]:
+    async def _all_meta(self, *, compare: bool) -> dict[str, int]:
         """How many messages each metadata subject has. By subject: not every client encodes names alike."""
         stream, pattern = self._layout.stream, self._layout.all_meta
-        # Asked first: what is stored meanwhile makes the leader count more, and not less.
-        most = (
-            await most_counted(self._jetstream, stream, pattern) if await self.bucket.is_replicated() else 0
-        )
-        subjects = await self._jetstream.subjects(stream, pattern)
-        if sum(subjects.values()) < most:
-            raise UnavailableError(
-                "the server that leads the bucket has lost names of objects: run `natsblob verify --replicas`"
-            )
-        return subjects
+        compare = compare and await self.bucket.is_replicated()
+
+        async def attempt() -> dict[str, int]:
+            # Asked first: what is stored meanwhile makes the leader count more, and not less.
+            most = await most_counted(self._jetstream, stream, pattern) if compare else 0
+            subjects = await self._jetstream.subjects(stream, pattern)
+            if sum(subjects.values()) < most:
+                text = "the server that leads the bucket has lost names: run `natsblob verify --replicas`"
+                raise UnavailableError(text)
+            return subjects
+
+        return await retrying(attempt, patience=_PATIENCE)
 
     async def named_chunks(self) -> set[str]:
         """The nuids that metadata names, as of now or later; `UnavailableError` where that cannot be told.
@@ -144,7 +149,7 @@ class Objects:
         """
         least = (await self.bucket.info()).state.last_seq
         named: set[str] = set()
-        subjects = await retrying(self._all_meta, patience=_PATIENCE)
+        subjects = await self._all_meta(compare=True)
         for some in _groups(list(subjects), MAX_SUBJECTS):
             latest = await self._jetstream.latest(self._layout.stream, some)
             if latest.up_to < least or len(latest.messages) < len(some):
@@ -349,7 +354,30 @@ class Objects:
         newest = await self.newest_anywhere(info.name)
         if newest is None or newest.info.nuid != info.nuid or newest.info.deleted:
             raise BlobNotFoundError("the object was deleted or replaced while it was read")
+        if await self._has_expired(info):
+            raise BlobNotFoundError("the chunks of the object have expired, and its metadata is about to")
         raise BlobCorruptError(f"{info.chunks - stored} of {info.chunks} chunks are not stored any more")
+
+    async def _has_expired(self, info: ObjectInfo) -> bool:
+        """Whether the first chunk, which goes first, is older than the bucket keeps messages."""
+        if await self.bucket.max_age() is None:
+            return False
+        marks = info.marks
+        return not marks or not marks.seqs or marks.seqs[0] < (await self.bucket.info()).state.first_seq
+
+    async def is_lasting(self, entry: Entry) -> bool:
+        """Whether the object stays for half of the time for which the bucket keeps messages, or for ever."""
+        max_age = await self.bucket.max_age()
+        if max_age is None:
+            return True
+        since = entry.modified
+        if entry.info.chunks:
+            marks = entry.info.marks
+            first = await self._jetstream.at(self._layout.stream, marks.seqs[0]) if marks else None
+            if first is None or first.subject != self._layout.chunks(entry.info.nuid):
+                return False
+            since = first.time
+        return await self._jetstream.now(self._layout.stream) - since < max_age / 2
 
 
 def _groups(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:

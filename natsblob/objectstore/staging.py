@@ -97,7 +97,7 @@ class Staging:
             return await self._settled_before(stage, request)
         name = written.digest.hex
         before = await self._objects.newest(name)
-        if before is not None and before.is_content:
+        if before is not None and before.is_content and await self._lasts(before, stage):
             return await self._give_way(stage, written, before)
         if written.nuid != stage:
             return await self._name_copy(stage, written, before)
@@ -250,6 +250,10 @@ class Staging:
         if before.info.nuid != stage:
             await self._drop_unless_committed(stage, before.info.name)
         return Committed(before, created=False)
+
+    async def _lasts(self, before: Entry, stage: str) -> bool:
+        """Whether it can be acknowledged in place of this upload, or is this upload."""
+        return before.info.nuid == stage or await self._objects.is_lasting(before)
 
     async def _name(self, written: Written, before: Entry | None) -> Committed:
         name = written.digest.hex

@@ -101,7 +101,7 @@ class JetStreamStore:
             yield chunk
 
     async def held(self, digest: Digest) -> Info | None:
-        entry = await self._own(digest)
+        entry = await self._lasting(digest)
         return info_of(digest, entry) if entry else None
 
     async def put(self, source: AsyncIterable[bytes], *, expected: Digest | None = None) -> Info:
@@ -110,7 +110,7 @@ class JetStreamStore:
         head, is_all = await _head(blocks, self.chunk_size)
         if is_all:
             return await self._put_small(b"".join(head), expected)
-        if expected is not None and (entry := await self._own(expected)) is not None:
+        if expected is not None and (entry := await self._lasting(expected)) is not None:
             await _check(_chained(head, blocks), expected)
             return info_of(expected, entry)
         written = await self._objects.write(_chained(head, blocks))
@@ -124,7 +124,7 @@ class JetStreamStore:
         if expected is not None and digest != expected:
             raise _mismatch()
         likely = not data or self._cache.get(digest.hex) is not None
-        if likely and (entry := await self._own(digest)) is not None:
+        if likely and (entry := await self._lasting(digest)) is not None:
             return info_of(digest, entry)
         return await self._name(await self._objects.write_one(data, digest))
 
@@ -178,6 +178,11 @@ class JetStreamStore:
         entry = await self._objects.newest(digest.hex)
         return entry if entry and entry.is_content else None
 
+    async def _lasting(self, digest: Digest) -> Entry | None:
+        """The blob as `_own`, unless it is about to expire: to be acknowledged it has to be put anew."""
+        entry = await self._own(digest)
+        return entry if entry and await self._objects.is_lasting(entry) else None
+
     async def _leads(self, link: Entry) -> bool:
         try:
             target = await self._objects.resolve(link)
@@ -206,7 +211,7 @@ class JetStreamStore:
             else:
                 self._cache.add(entry, looked_up_at)
                 return info_of(written.digest, entry, created=True)
-            if before is not None and before.is_content:
+            if before is not None and before.is_content and await self._objects.is_lasting(before):
                 await shielded(self._objects.drop(written.nuid))
                 return info_of(written.digest, before)
             if before is not None and written.chunks and before.seq > written.marks.seqs[0]:

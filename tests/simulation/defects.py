@@ -50,6 +50,13 @@ def _collection_believes_a_damaged_leader() -> AbstractContextManager[object]:
     return mock.patch.object(objects, "most_counted", counted)
 
 
+def _no_renewal() -> AbstractContextManager[object]:
+    async def is_lasting(self: Objects, entry: Entry) -> bool:
+        return True
+
+    return mock.patch.object(Objects, "is_lasting", is_lasting)
+
+
 def _abort_without_decision() -> AbstractContextManager[object]:
     async def abort(self: Staging, stage: str) -> None:
         await self._objects.drop(stage)
@@ -138,6 +145,7 @@ DEFECTS: Final[dict[str, tuple[Plant, Faults]]] = {
     "missing is not confirmed": (_missing_is_not_confirmed, Faults(lag=20.0)),
     "damaged leader is believed": (_damaged_leader_is_believed, Faults(rot=1.0)),
     "collection believes a damaged leader": (_collection_believes_a_damaged_leader, Faults(rot=0.3)),
+    "what expires is not renewed": (_no_renewal, Faults(max_age=4 * 3600.0, idles=0.5)),
     "abort without decision": (_abort_without_decision, Faults(late=0.2, duplicated=0.2)),
     "commit without decision": (_commit_without_decision, Faults(late=0.2, duplicated=0.2)),
     "delete markers keep chunks": (_markers_keep_chunks, Faults(lost=0.3, cancels=0.6)),

@@ -35,6 +35,8 @@ class Faults:
     """How often a caller pauses for hours between two steps."""
     slow: float = 0.0
     """How often a caller pauses for seconds in the middle of a put by a worker."""
+    max_age: float = 0.0
+    """How long the bucket keeps what is written, if not for ever. No fault, but the same questions."""
     rot: float = 0.0
     """How much of what is visible one copy, the leader's or another, loses unnoticed."""
 
@@ -51,7 +53,7 @@ class Faults:
         def maybe(value: float) -> float:
             return value * random.choice((0.2, 0.5, 1.0)) if random.random() < 0.45 else 0.0
 
-        return cls(
+        faults = cls(
             lost=maybe(0.15),
             duplicated=maybe(0.2),
             reordered=maybe(0.4),
@@ -68,3 +70,6 @@ class Faults:
             slow=maybe(0.5),
             rot=random.choice((0.0, 0.0, 0.0, 0.3, 1.0)),
         )
+        if not faults.clock_step and random.random() < 0.15:  # a step would have everything expire
+            faults.max_age = 4 * 3600.0
+        return faults

@@ -73,6 +73,8 @@ class History:
 
     calls: list[Call] = field(default_factory=list)
     events: list[tuple[float, str]] = field(default_factory=list)
+    lease: float = math.inf
+    """Seconds for which an acknowledged blob is to stay at least."""
 
     def lines(self) -> Iterator[str]:
         """For people, in order of time."""
@@ -96,7 +98,8 @@ class History:
         deletes = [call for call in self.calls if call.verb == "delete" and call.blob == blob]
         for put in puts:
             undone = any(undo.began < until and undo.may_act_until > put.began for undo in deletes)
-            if put.is_acknowledged and put.ended < since and not undone:
+            lasts = put.ended + self.lease > until
+            if put.is_acknowledged and put.ended < since and lasts and not undone:
                 return put
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import traceback
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -91,10 +92,11 @@ class Schedule:
 
     def __init__(self, seed: int, faults: Faults | None) -> None:
         self._random = random = Random(seed)
-        self.history = History()
         self.faults = faults or Faults.drawn(random)
+        self.history = History(lease=self.faults.max_age / 2 or math.inf)
         self._network = Network(random, self.faults, max_pending=WINDOW)
         self._stream = Stream(Layout(BUCKET), replicas=3)
+        self._stream.max_age = self.faults.max_age
         self._server = Server(self._network, self._stream, random)
         self._network.serve(self._server)
         sizes = random.sample(_SIZES, 2)
@@ -263,7 +265,8 @@ class Schedule:
     async def _read_all(self, caller: Caller) -> None:
         now = asyncio.get_running_loop().time()
         for blob in self._blobs:
-            visible = self._stream.layout.meta(blob.digest.hex) in self._stream.visible
+            self._server.expire()
+            visible = self._is_whole(blob)
             put = self.history.must_exist(blob.number, now, now)
             if put is not None and not visible:
                 raise ViolationError(f"acknowledged, and lost:\n{put}")
@@ -273,6 +276,11 @@ class Schedule:
                 raise ViolationError(f"not readable after healing:\n{call}")
             if call.found != visible:
                 raise ViolationError(f"a get does not tell what is there:\n{call}")
+
+    def _is_whole(self, blob: Blob) -> bool:
+        """Whether there is metadata, and what it names has not begun to expire."""
+        info = self._stream.visible.get(self._stream.layout.meta(blob.digest.hex))
+        return info is not None and len(list(self._stream.chunks_of(info.nuid))) == info.chunks
 
     def _check_orphans(self) -> None:
         layout = self._stream.layout

@@ -35,6 +35,7 @@ class Server:
         self._ingest = f"blob.chunk.{stream.layout.bucket}."
 
     def take(self, client: SimulatedClient, message: Message) -> None:
+        self.expire()
         subject = message.subject
         if subject.startswith(_API):
             self._call(client, message, subject.removeprefix(_API))
@@ -43,6 +44,9 @@ class Server:
                 if other.hears(subject):
                     self._network.to_client(other, message)
             self._store(client, message)
+
+    def expire(self) -> None:
+        self.stream.expire(at=asyncio.get_running_loop().time(), stamp=self._now())
 
     def _store(self, client: SimulatedClient, message: Message) -> None:
         if not self._available(client, message, as_ack=True):
@@ -87,13 +91,18 @@ class Server:
 
     def _info(self, body: dict[str, Any]) -> object:
         leader = self._leader()
-        state: dict[str, Any] = {"messages": len(leader.records), "last_seq": leader.last_seq}
+        state: dict[str, Any] = {
+            "messages": len(leader.records),
+            "first_seq": min(leader.records, default=leader.last_seq + 1),
+            "last_seq": leader.last_seq,
+        }
         total = 0
         if pattern := body.get("subjects_filter"):
             found = {s: len(seqs) for s, seqs in sorted(leader.by_subject.items()) if matches(pattern, s)}
             total = len(found)
             state["subjects"] = dict(list(found.items())[body.get("offset", 0) :])
-        config = {"num_replicas": len(self.stream.replicas)}
+        max_age = int(self.stream.max_age * 1e9)
+        config = {"num_replicas": len(self.stream.replicas), "max_age": max_age}
         return {"ts": self._stamp(self._now()), "config": config, "state": state, "total": total}
 
     def _purge(self, body: dict[str, Any]) -> object:

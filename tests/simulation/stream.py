@@ -111,6 +111,8 @@ class Stream:
         self.agreed = Copy()
         self.replicas = [Replica() for _ in range(replicas)]
         self.is_full = False
+        self.max_age = 0.0
+        """Seconds by the server's clock for which messages are kept, or 0."""
         self._changes: list[_Change] = []
         self._ids: dict[str, tuple[int, float]] = {}
         self._visible: dict[str, ObjectInfo] = {}
@@ -152,6 +154,16 @@ class Stream:
         if removed:
             self._purged(subject)
         return len(removed)
+
+    def expire(self, *, at: float, stamp: float) -> None:
+        """Remove what is too old by the server's clock."""
+        if not self.max_age:
+            return
+        old = [seq for seq, record in self.agreed.records.items() if record.time + self.max_age <= stamp]
+        self.agreed.remove(old)
+        if old:
+            self._changes.append(_Change(at, None, old))
+        self._visible = {name: info for name, info in self._visible.items() if name in self.agreed.by_subject}
 
     def leader(self, now: float) -> Copy:
         """The copy of the server that leads."""
