@@ -209,7 +209,8 @@ class Cases:
                     "every": self._number(),
                     "seqs": [self._number() for _ in range(random.randrange(3))],
                 }
-                request = {"upload": self._upload(), "size": self._number(), "chunks": random.randrange(9)}
+                size, chunks = random.choice([(0, 0), *[(self._number(), random.randrange(9))] * 5])
+                request = {"upload": self._upload(), "size": size, "chunks": chunks}
                 return self._json({**request, **self._some({"digest": digest, "marks": marks})})
 
     def _get_request(self, digest: str) -> dict[str, Any]:

@@ -285,7 +285,12 @@ def _to(subject: str, body: bytes, block: bytes, reply: bytes) -> bytes:
 async def _upload(uploader: Uploader, report: Report) -> None:
     """One upload after the other, with time for others in between."""
     while True:
-        for problem in await uploader.one():
+        try:
+            problems = await uploader.one()
+        except TimeoutError:
+            report.violated("no answer to an upload")
+            return
+        for problem in problems:
             report.violated(problem)
         report.uploads += 1
         await asyncio.sleep(0.01)
