@@ -53,6 +53,16 @@ _SERVERS: Final = (
         )
         for seconds in (5, 15, 60)
     ),
+    *(
+        Scenario(
+            name=f"pause-follower-{seconds}",
+            row=f"SIGSTOP of a follower, {seconds} s",
+            shape=Shape(),
+            schedule=partial(servers.pause_follower, seconds=float(seconds)),
+            is_long=seconds > 15,
+        )
+        for seconds in (15, 60)
+    ),
     Scenario(
         name="lagging-follower",
         row="lagging follower, asked at once",
@@ -182,7 +192,7 @@ _CLIENTS: Final = (
     Scenario(
         name="rolling-workers",
         row="rolling restart of workers",
-        shape=Shape(),
+        shape=Shape(orders={"once": 0.6}),
         schedule=clients.rolling_workers,
         explained=frozenset(),
     ),

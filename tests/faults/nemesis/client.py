@@ -17,8 +17,10 @@ from typing import Final
 import msgspec
 
 import natsblob
+from natsblob.client.service import decoded
 from natsblob.digest import Digest
 from natsblob.errors import BlobError
+from natsblob.wire import HasReply
 from tests.faults.nemesis.history import (
     CANCELLED,
     HISTORIES,
@@ -59,6 +61,8 @@ class Orders(msgspec.Struct, kw_only=True):
     """The share of puts that need chunks."""
     puts: float = 0.45
     """The share of operations that put."""
+    once: float = 0.0
+    """The share of `has` that is one request, which nobody repeats: it gets an answer, or none."""
     cancels: float = 0.0
     """The share of operations that are cancelled before they have ended."""
 
@@ -137,7 +141,12 @@ class Lane:
         async def has() -> str:
             return OK if await self._blobs.has(address) else NOT_FOUND
 
-        await self._bounded(operation, has())
+        async def has_once() -> str:
+            service = self._blobs._service
+            reply = await service.once(service.subjects.has, str(address).encode(), timeout=service.timeout)
+            return OK if decoded(reply, HasReply).exists else NOT_FOUND
+
+        await self._bounded(operation, has_once() if self._rng.random() < self._orders.once else has())
 
     async def _bounded(self, operation: Operation, call: Awaitable[str]) -> None:
         """Make the call, and write down how it ended."""
@@ -202,6 +211,7 @@ async def main() -> None:
     async with natsblob.connect(",".join(orders.servers), timeout=orders.timeout) as blobs:
         lanes = [Lane(orders, number, blobs, load) for number in range(orders.lanes)]
         await asyncio.gather(*(lane.run(stop) for lane in lanes))
+    load.recorder.close()
 
 
 if __name__ == "__main__":

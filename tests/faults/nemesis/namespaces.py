@@ -50,16 +50,10 @@ class NamespaceNetwork(Network):
         await run(*self._ip(source), "route", "add", "blackhole", f"{self._address(target)}/32")
         self._cuts.append((source, target))
 
-    async def unplug(self, node: int) -> None:
-        """Take a server's cable out."""
-        await run("ip", "link", "set", f"cable{node}", "down")
-
     async def heal(self) -> None:
         while self._cuts:
             source, target = self._cuts.pop()
             await run(*self._ip(source), "route", "del", "blackhole", f"{self._address(target)}/32")
-        for node in self.nodes:
-            await run("ip", "link", "set", f"cable{node}", "up")
 
     def _ip(self, place: int) -> list[str]:
         return ["ip", "-n", f"n{place}"] if place != CLIENTS else ["ip"]

@@ -121,10 +121,6 @@ class Link:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    @property
-    def connections(self) -> int:
-        return len(self._tasks)
-
     def cut(self, *, there: bool = True, back: bool = True) -> None:
         """Hold what goes to the target, or what comes back from it."""
         if there:

@@ -51,15 +51,24 @@ async def pause_leader(world: World, *, seconds: float) -> None:
         leader.resume()
 
 
+async def pause_follower(world: World, *, seconds: float) -> None:
+    """Stop a follower for a while: the others are a majority, and do not need it."""
+    follower = world.rng.choice(await world.followers())
+    with world.fault(f"SIGSTOP of the follower {follower.name} for {seconds:g} s"):
+        follower.pause()
+        await world.lasting(seconds)
+        follower.resume()
+
+
 async def lagging_follower(world: World) -> None:
     """Again and again a follower misses some puts, and is asked for them when it has just gone on."""
     with world.fault("SIGSTOP of one follower after the other"):
-        for _ in range(5):
+        for _ in range(8):
             follower = world.rng.choice(await world.followers())
             follower.pause()
-            await world.load.until_acknowledged(8, within=60)
+            await world.lasting(world.rng.uniform(1.0, 4.0))
             follower.resume()
-            await world.load.until_acknowledged(4, within=60)
+            await world.lasting(1.0)
 
 
 async def change_replicas(world: World) -> None:
