@@ -287,8 +287,8 @@ async def _upload(uploader: Uploader, report: Report) -> None:
     while True:
         try:
             problems = await uploader.one()
-        except TimeoutError:
-            report.violated("no answer to an upload")
+        except (TimeoutError, LookupError, ValueError) as error:
+            report.violated(f"an upload was answered in no form of its own, or not at all: {error!r}")
             return
         for problem in problems:
             report.violated(problem)
