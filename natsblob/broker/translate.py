@@ -37,10 +37,13 @@ class ThrottledError(BusyError):
     """The stream asks publishers to slow down."""
 
 
-_RACES: Final = {10071, 10164}
+_RACES: Final = {10071}
+_IN_PROCESS: Final = {10158, 10164}
+"""Of a message with this id, or on this subject, it is not decided yet whether it will be stored. That is no
+lost race: it may be an earlier attempt of the very same message, or never come to be."""
 _THROTTLES: Final = {429, 10167, 10210}
 _FULL: Final = {10002, 10023, 10028, 10047, 10120, 10121}
-_UNAVAILABLE: Final = {10004, 10008, 10009, 10014, 10077, 10158, 10163, 10201}
+_UNAVAILABLE: Final = {10004, 10008, 10009, 10014, 10077, 10163, 10201}
 _SETUP: Final = {10005, 10035, 10039, 10052, 10074, 10076, 10027, 10079}
 _REFUSALS: Final = ("permissions violation", "authorization violation", "authentication")
 _FULL_WORDS: Final = ("maximum bytes", "maximum messages", "no space", "insufficient", "exceeded")
@@ -54,6 +57,8 @@ def jetstream_error(code: int, err_code: int, description: str) -> BlobError:
     """
     if err_code in _RACES:
         return LostRaceError(description)
+    if err_code in _IN_PROCESS:
+        return UnavailableError("the servers have not agreed on an earlier message yet; a repeat is safe")
     if err_code in _THROTTLES or code == 429:
         return ThrottledError("the stream asks publishers to slow down", retry_after_ms=100)
     if err_code in _FULL or (err_code == 10077 and any(word in description for word in _FULL_WORDS)):

@@ -16,7 +16,7 @@ from natsblob.broker.retry import retrying
 from natsblob.broker.translate import LostRaceError
 from natsblob.chunking import DEFAULT_CHUNK_SIZE, chunk_size_for
 from natsblob.digest import Digest
-from natsblob.errors import BlobCorruptError, BlobNotFoundError, ConflictError, UnavailableError
+from natsblob.errors import BlobCorruptError, BlobNotFoundError, UnavailableError
 from natsblob.hashing import ConcurrentHasher
 from natsblob.objectstore.bucket import Bucket
 from natsblob.objectstore.copies import most_counted, newest_anywhere
@@ -307,7 +307,7 @@ class Objects:
             if entry.info.link is None:
                 await shielded(self.drop(entry.info.nuid))
             return entry
-        raise ConflictError(f"other writers kept replacing object {name!r}")
+        raise UnavailableError(f"others replace object {name!r} all the time; a repeat is safe")
 
     async def list(self) -> AsyncIterator[Entry]:
         """Every object in ascending order of name; delete markers are left out."""

@@ -16,7 +16,6 @@ from natsblob.errors import (
     BadRangeError,
     BlobCorruptError,
     BlobNotFoundError,
-    ConflictError,
     DigestMismatchError,
     UnavailableError,
 )
@@ -220,7 +219,7 @@ class JetStreamStore:
                 raise UnavailableError("the blob was deleted while it was put; a repeat is safe")
             expected_last = before.seq if before else 0
         await shielded(self._objects.drop(written.nuid))
-        raise ConflictError(f"other writers kept replacing blob {name}")
+        raise UnavailableError("others put and delete the blob all the time; a repeat is safe")
 
     async def list(self, *, after: Digest | None = None, limit: int = 1000, prefix: str = "") -> Page:
         names = [name for name in await self._objects.names() if _ADDRESS.fullmatch(name)]

@@ -33,6 +33,8 @@ class Faults:
     """By how much the server's clock may step, in either direction."""
     idles: float = 0.0
     """How often a caller pauses for hours between two steps."""
+    undecided: float = 0.0
+    """How often servers take up to 8 s to agree on a message that expects to be the first, or the next."""
     slow: float = 0.0
     """How often a caller pauses for seconds in the middle of a put by a worker."""
     max_age: float = 0.0
@@ -43,7 +45,7 @@ class Faults:
     @property
     def are_harmless(self) -> bool:
         """Whether every call has to succeed in spite of them, and at once."""
-        disturbing = (self.lost, self.late, self.refused, self.lag, self.cancels, self.rot)
+        disturbing = (self.lost, self.late, self.refused, self.undecided, self.lag, self.cancels, self.rot)
         return not any(disturbing) and not any((self.outages, self.cuts, self.full, self.crashes))
 
     @classmethod
@@ -67,6 +69,7 @@ class Faults:
             cancels=maybe(0.3),
             clock_step=maybe(6 * 3600.0),
             idles=maybe(0.2),
+            undecided=maybe(0.5),
             slow=maybe(0.5),
             rot=random.choice((0.0, 0.0, 0.0, 0.3, 1.0)),
         )

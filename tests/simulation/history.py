@@ -27,10 +27,10 @@ _CLEANUP: Final = 16.0
 Verb = Literal["put", "get", "has", "delete", "abort", "collect"]
 _PASSING: Final = (UnavailableError, DeadlineError, BusyError, InsufficientStorageError)
 _HARMLESS: Final[dict[Verb, tuple[type[BlobError], ...]]] = {
-    "put": (*_PASSING, UploadExpiredError, ConflictError),
+    "put": (*_PASSING, UploadExpiredError),
     "get": (*_PASSING, BlobNotFoundError),
     "has": _PASSING,
-    "delete": (*_PASSING, BlobNotFoundError, ConflictError),
+    "delete": (*_PASSING, BlobNotFoundError),
     "abort": (*_PASSING, UploadExpiredError, ConflictError),
     "collect": _PASSING,
 }

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import msgspec
 
+from natsblob.broker.jetstream import EXPECTED_LAST
 from natsblob.broker.message import DESCRIPTION, Message
-from natsblob.wire import STATUS, Headers
+from natsblob.wire import MESSAGE_ID, STATUS, Headers
 from tests.simulation.network import Network, SimulatedClient, matches
 from tests.simulation.stream import Copy, Record, Stream, ViolationError
 
@@ -21,6 +22,9 @@ _PASSING: Final = (
     (503, 10008, "JetStream system temporarily unavailable"),
     (429, 10167, "too many requests"),
 )
+_IN_PROCESS: Final = (400, 10164, "wrong last sequence")
+_SAME_IN_PROCESS: Final = (409, 10158, "duplicate message id is in process")
+_UNDECIDED: Final = 8.0
 
 
 class Server:
@@ -32,6 +36,8 @@ class Server:
         self.has_leader = True
         self._network = network
         self._random = random
+        self._in_process: dict[str, str] = {}
+        """Subjects on which a message is not decided, and its id."""
         self._ingest = f"blob.chunk.{stream.layout.bucket}."
 
     def take(self, client: SimulatedClient, message: Message) -> None:
@@ -54,6 +60,24 @@ class Server:
         subject = message.subject
         if subject.startswith(self._ingest):
             subject = self.stream.layout.chunks(subject.removeprefix(self._ingest))
+        if EXPECTED_LAST in message.headers:
+            in_process = self._in_process.get(subject)
+            if in_process is not None:
+                is_same = in_process == message.headers.get(MESSAGE_ID)
+                self._answer(client, message.reply, _error(*(_SAME_IN_PROCESS if is_same else _IN_PROCESS)))
+                return
+            if self._random.random() < self._network.faults.undecided:
+                self._in_process[subject] = message.headers.get(MESSAGE_ID, "")
+                delay = _UNDECIDED * self._random.random()
+                asyncio.get_running_loop().call_later(delay, self._decide, client, message, subject)
+                return
+        self._append(client, message, subject)
+
+    def _decide(self, client: SimulatedClient, message: Message, subject: str) -> None:
+        del self._in_process[subject]
+        self._append(client, message, subject)
+
+    def _append(self, client: SimulatedClient, message: Message, subject: str) -> None:
         now = asyncio.get_running_loop().time()
         outcome = self.stream.append(
             subject, message.headers, message.data, at=now, stamp=now + self.clock_offset
