@@ -31,10 +31,7 @@ _PROXIES: Final = Shape(network="proxies")
 _SPACES: Final = Shape(network="namespaces")
 _DISKS: Final = Shape(disk=512)
 _FULL: Final = PASSING | {storage.FULL}
-_UNDECIDED: Final = frozenset({"conflict"})
-"""A defect: a put that finds an earlier attempt of the same put undecided, at a leader whose disk fails, is
-told that others replaced the blob, and not to try again. Nothing is lost; `unavailable` would be true."""
-_BROKEN: Final = PASSING | _UNDECIDED | {"setup", "internal"}
+_BROKEN: Final = PASSING | {"setup", "internal"}
 
 _SERVERS: Final = (
     Scenario(name="kill-leader", row="kill -9 of the leader", shape=Shape(), schedule=servers.kill_leader),
