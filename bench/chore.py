@@ -27,12 +27,13 @@ from natsblob.store.jetstream import UPLOAD_EXPIRY
 
 BUCKET: Final = "blobs"
 _VERIFIED: Final = 1_000
+_PATIENCE: Final = 120.0
 
 
 async def list_all(url: str) -> int:
     """Every blob, a page after the other, as `natsblob ls` asks for them."""
     async with natsblob.connect(url) as blobs:
-        return sum([1 async for _ in blobs.list()])
+        return sum([1 async for _ in blobs.list(timeout=_PATIENCE)])
 
 
 async def collect(url: str) -> int:

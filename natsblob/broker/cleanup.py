@@ -14,7 +14,7 @@ CLEANUP_TIMEOUT: Final = 5.0
 """Seconds that a cleanup may take; what it leaves behind then is collected by maintenance."""
 
 
-async def shielded(cleanup: Coroutine[Any, Any, None], timeout: float = CLEANUP_TIMEOUT) -> None:
+async def shielded(cleanup: Coroutine[Any, Any, object], timeout: float = CLEANUP_TIMEOUT) -> None:
     """Run `cleanup` to its end within `timeout` seconds, also while the caller is being cancelled.
 
     A failure is logged and not raised: it would hide the reason for which the cleanup runs. A
@@ -33,7 +33,7 @@ async def shielded(cleanup: Coroutine[Any, Any, None], timeout: float = CLEANUP_
         raise cancelled
 
 
-async def _bounded(cleanup: Coroutine[Any, Any, None], timeout: float) -> None:
+async def _bounded(cleanup: Coroutine[Any, Any, object], timeout: float) -> None:
     try:
         async with asyncio.timeout(timeout):
             await cleanup

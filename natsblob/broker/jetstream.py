@@ -39,6 +39,8 @@ MAX_SUBJECTS: Final = 1_023
 EXPECTED_LAST: Final = "Nats-Expected-Last-Subject-Sequence"
 SEQUENCE: Final = "Nats-Sequence"
 PENDING: Final = "Nats-Num-Pending"
+BEFORE: Final = "Nats-Last-Sequence"
+"""In a message of a batch: the sequence of the one before it."""
 UP_TO: Final = "Nats-UpTo-Sequence"
 SUBJECT: Final = "Nats-Subject"
 _TIME: Final = "Nats-Time-Stamp"
@@ -176,12 +178,12 @@ class JetStream:
     ) -> None:
         self.connection = connection
         self._api = f"$JS.{domain}.API" if domain else "$JS.API"
-        self._patience = patience
+        self.patience = patience
 
     async def account(self) -> Account:
         """What this account may use; `SetupError` where JetStream is not enabled for it."""
         try:
-            return await self._call("INFO", None, Account, patience=0)
+            return await self.call("INFO", None, Account, patience=0)
         except NoRespondersError as error:
             raise SetupError(
                 "JetStream does not answer: enable it in the server's configuration (`jetstream {}`), "
@@ -190,12 +192,12 @@ class JetStream:
 
     async def stream(self, name: str) -> StreamInfo:
         """The stream as its leader sees it; `StreamMissingError` where there is none."""
-        reply = await self._call(f"STREAM.INFO.{name}", None, _StreamReply)
+        reply = await self.call(f"STREAM.INFO.{name}", None, _StreamReply)
         return StreamInfo(reply.config, reply.state, reply.cluster)
 
     async def now(self, name: str) -> datetime:
         """The time by the clock that stamps the messages of a stream, or nearly so."""
-        reply = await self._call(f"STREAM.INFO.{name}", None, _StreamReply)
+        reply = await self.call(f"STREAM.INFO.{name}", None, _StreamReply)
         return reply.ts or datetime.now(UTC)
 
     async def subjects(self, name: str, pattern: str) -> dict[str, int]:
@@ -203,7 +205,7 @@ class JetStream:
         found: dict[str, int] = {}
         while True:
             body = {"subjects_filter": pattern, "offset": len(found)}
-            reply = await self._call(f"STREAM.INFO.{name}", body, _StreamReply)
+            reply = await self.call(f"STREAM.INFO.{name}", body, _StreamReply)
             page = reply.state.subjects or {}
             found.update(page)
             if not page or len(found) >= reply.total:
@@ -211,20 +213,20 @@ class JetStream:
 
     async def create(self, config: Config) -> StreamInfo:
         """Create a stream. With a configuration that is there already this changes nothing."""
-        reply = await self._call(f"STREAM.CREATE.{config['name']}", config, _StreamReply)
+        reply = await self.call(f"STREAM.CREATE.{config['name']}", config, _StreamReply)
         return StreamInfo(reply.config, reply.state, reply.cluster)
 
     async def update(self, config: Config) -> StreamInfo:
-        reply = await self._call(f"STREAM.UPDATE.{config['name']}", config, _StreamReply)
+        reply = await self.call(f"STREAM.UPDATE.{config['name']}", config, _StreamReply)
         return StreamInfo(reply.config, reply.state, reply.cluster)
 
     async def delete(self, name: str) -> None:
-        await self._call(f"STREAM.DELETE.{name}", None, _PlainReply)
+        await self.call(f"STREAM.DELETE.{name}", None, _PlainReply)
 
     async def purge(self, name: str, subject: str, *, keep: int = 0) -> int:
         """Remove the messages on `subject` but the newest `keep`, and answer how many those were."""
         body = {"filter": subject, "keep": keep}
-        return (await self._call(f"STREAM.PURGE.{name}", body, _PlainReply)).purged
+        return (await self.call(f"STREAM.PURGE.{name}", body, _PlainReply)).purged
 
     async def publish(
         self,
@@ -248,7 +250,7 @@ class JetStream:
             reply = await self.connection.request(subject, data, headers=complete, timeout=ATTEMPT_TIMEOUT)
             return decode_ack(reply)
 
-        return await retrying(attempt, patience=self._patience)
+        return await retrying(attempt, patience=self.patience)
 
     async def last_at_leader(self, stream: str, subject: str) -> Stored | None:
         """The last message on `subject` as the stream's leader has it, or `None`: not a lagging copy."""
@@ -273,7 +275,7 @@ class JetStream:
             headers = parse_headers(b64decode(found.hdrs))
             return Stored(found.subject, found.seq, found.time, headers, b64decode(found.data))
 
-        return await retrying(attempt, patience=self._patience)
+        return await retrying(attempt, patience=self.patience)
 
     async def last(self, stream: str, subject: str) -> Stored | None:
         """The last message on `subject` as any replica has it. `None` is to be confirmed."""
@@ -282,20 +284,20 @@ class JetStream:
             reply = await self._request(f"DIRECT.GET.{stream}.{subject}", b"")
             if reply.status is None:
                 return Stored.from_direct(reply)
-            _expect_not_found(reply)
+            expect_not_found(reply)
             return None
 
-        return await retrying(attempt, patience=self._patience)
+        return await retrying(attempt, patience=self.patience)
 
     async def latest(self, stream: str, subjects: Sequence[str]) -> Latest:
         """The last messages on up to `MAX_SUBJECTS` subjects, as any one replica has them."""
         request = msgspec.json.encode({"multi_last": list(subjects)})
-        return await retrying(lambda: self._latest(stream, request), patience=self._patience)
+        return await retrying(lambda: self._latest(stream, request), patience=self.patience)
 
     async def _latest(self, stream: str, request: bytes) -> Latest:
-        messages, end = await self._collect(stream, request)
+        messages, end = await self.collect(stream, request)
         if end.status != "204":
-            _expect_not_found(end)
+            expect_not_found(end)
         return Latest(messages, int(end.headers.get(UP_TO, "0")))
 
     async def messages(self, stream: str, subject: str, *, count: int, batch: int) -> AsyncIterator[Stored]:
@@ -308,7 +310,7 @@ class JetStream:
         total = count
         while count > 0:
             attempt = partial(self._batch, stream, subject, start, min(batch, count), total)
-            messages = await retrying(attempt, patience=self._patience)
+            messages = await retrying(attempt, patience=self.patience)
             if not messages:
                 return
             for stored in messages:
@@ -317,14 +319,14 @@ class JetStream:
                 count -= 1
 
     async def _batch(self, stream: str, subject: str, start: int, count: int, total: int) -> list[Stored]:
-        messages, end = await self._collect(stream, _batch_request(subject, start, count))
+        messages, end = await self.collect(stream, _batch_request(subject, start, count))
         if not messages:
-            _expect_not_found(end)
+            expect_not_found(end)
         if len(messages) < count and (await self.subjects(stream, subject)).get(subject, 0) >= total:
             raise UnavailableError("a replica has not caught up yet, or some of its answer got lost")
         return messages
 
-    async def _collect(self, stream: str, request: bytes) -> tuple[list[Stored], Message]:
+    async def collect(self, stream: str, request: bytes) -> tuple[list[Stored], Message]:
         """The messages that a direct read answers with, each once and in stream order, and its end frame."""
         messages: dict[int, Stored] = {}
         ended: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
@@ -361,10 +363,10 @@ class JetStream:
             reply = await self._request(f"DIRECT.GET.{stream}", body)
             if reply.status is None:
                 return reply
-            _expect_not_found(reply)
+            expect_not_found(reply)
             return None
 
-        return await retrying(attempt, patience=self._patience)
+        return await retrying(attempt, patience=self.patience)
 
     async def request_batch(self, stream: str, subject: str, from_seq: int, count: int, reply: str) -> None:
         """Have up to `count` messages of `subject` from sequence `from_seq` on sent to `reply`.
@@ -377,7 +379,8 @@ class JetStream:
     async def _request(self, operation: str, body: bytes) -> Message:
         return await self.connection.request(f"{self._api}.{operation}", body, timeout=ATTEMPT_TIMEOUT)
 
-    async def _call(self, operation: str, body: object, kind: type[T], *, patience: float | None = None) -> T:
+    async def call(self, operation: str, body: object, kind: type[T], *, patience: float | None = None) -> T:
+        """The answer to an API request, or the error that it is."""
         payload = msgspec.json.encode(body) if body is not None else b""
 
         async def attempt() -> T:
@@ -387,7 +390,7 @@ class JetStream:
                 raise error.raised()
             return reply
 
-        return await retrying(attempt, patience=self._patience if patience is None else patience)
+        return await retrying(attempt, patience=self.patience if patience is None else patience)
 
 
 def _batch_request(subject: str, from_seq: int, count: int) -> bytes:
@@ -410,7 +413,8 @@ def decode_ack(reply: Message) -> Ack:
     return ack
 
 
-def _expect_not_found(message: Message) -> None:
+def expect_not_found(message: Message) -> None:
+    """`UnavailableError` where the end of a direct read says anything but that nothing is there."""
     if message.status == "404":
         return
     description = message.headers.get(DESCRIPTION, "direct read refused")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Literal
 
 import msgspec
 
 from natsblob.digest import Digest
-from natsblob.errors import BadRequestError, BlobCorruptError, BlobNotFoundError
+from natsblob.errors import BlobCorruptError, BlobNotFoundError
+from natsblob.objectstore.names import END, Names
 from natsblob.objectstore.objects import Objects
+from natsblob.wire import MAX_BATCH
 
 Outcome = Literal["ok", "corrupt"]
 
@@ -29,13 +30,12 @@ async def verify(
 ) -> AsyncGenerator[Verified, None]:
     """Every blob in ascending order of digest, beginning behind `after`; one deleted meanwhile is left out.
 
-    Holds one window of one blob in memory, and the list of names. `rate` is in bytes per second, 0 for no
+    Holds one window of one blob in memory, and some of the names. `rate` is in bytes per second, 0 for no
     limit. Objects whose name is no digest are not blobs. `UnavailableError` where the server that leads
     has lost names, so that not every blob would be read.
     """
-    names = [name for name in await objects.names() if _is_digest(name)]
     pace = _Pace(rate)
-    for name in names[bisect_right(names, after.hex) if after else 0 :]:
+    async for name in _names(objects, after.hex if after else ""):
         outcome: Outcome = "ok"
         size = 0
         try:
@@ -51,12 +51,12 @@ async def verify(
         yield Verified(name, outcome, size)
 
 
-def _is_digest(name: str) -> bool:
-    try:
-        Digest.parse(name)
-    except BadRequestError:
-        return False
-    return True
+async def _names(objects: Objects, position: str) -> AsyncIterator[str]:
+    known = Names(objects)
+    while position != END:
+        names, position = await known.behind(position, MAX_BATCH)
+        for name in names:
+            yield name
 
 
 class _Pace:

@@ -32,9 +32,9 @@ async def newest_anywhere(jetstream: JetStream, stream: str, subjects: Sequence[
     return newest
 
 
-async def most_counted(jetstream: JetStream, stream: str, subject: str) -> int:
-    """The most messages on `subject`, which may be a pattern, that any copy asked counts."""
-    request = {"seq": 1, "next_by_subj": subject, "batch": 1}
+async def most_counted(jetstream: JetStream, stream: str, subject: str, start: int = 1) -> int:
+    """The most messages on `subject`, which may be a pattern, that any copy asked counts from `start` on."""
+    request = {"seq": start, "next_by_subj": subject, "batch": 1}
     frames = await _answers(jetstream, stream, request)
     return max((1 + int(frame.headers[PENDING]) for frame in frames), default=0)
 

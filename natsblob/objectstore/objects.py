@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, Final, TypeVar
@@ -13,6 +14,7 @@ import structlog
 from natsblob.broker.cleanup import shielded
 from natsblob.broker.jetstream import MAX_SUBJECTS, SUBJECT
 from natsblob.broker.retry import retrying
+from natsblob.broker.scan import Subjects, every
 from natsblob.broker.translate import LostRaceError
 from natsblob.chunking import DEFAULT_CHUNK_SIZE, chunk_size_for
 from natsblob.digest import Digest
@@ -126,37 +128,78 @@ class Objects:
         subjects = await self._all_meta(compare=await self.bucket.max_age() is None)
         return sorted(name for subject in subjects if (name := self._layout.name_of(subject)) is not None)
 
-    async def _all_meta(self, *, compare: bool) -> dict[str, int]:
-        """How many messages each metadata subject has. By subject: not every client encodes names alike."""
-        stream, pattern = self._layout.stream, self._layout.all_meta
-        compare = compare and await self.bucket.is_replicated()
+    async def _all_meta(self, *, compare: bool) -> list[str]:
+        """The subjects of all metadata. By subject: not every client encodes names alike."""
 
-        async def attempt() -> dict[str, int]:
-            # Asked first: what is stored meanwhile makes the leader count more, and not less.
-            most = await most_counted(self._jetstream, stream, pattern) if compare else 0
-            subjects = await self._jetstream.subjects(stream, pattern)
-            if sum(subjects.values()) < most:
-                text = "the server that leads the bucket has lost names: run `natsblob verify --replicas`"
-                raise UnavailableError(text)
-            return subjects
+        async def attempt() -> list[str]:
+            most = await self.most_metadata() if compare else 0
+            found = [each async for each in self.subjects()]
+            believe(sum(count for _, count in found), most)
+            return [subject for subject, _ in found]
 
         return await retrying(attempt, patience=_PATIENCE)
 
-    async def named_chunks(self) -> set[str]:
-        """The nuids that metadata names, as of now or later; `UnavailableError` where that cannot be told.
+    def subjects(self) -> Subjects:
+        """The subjects of all metadata."""
+        return Subjects(self._jetstream, self._layout.stream, self._layout.all_meta)
 
-        A delete marker names nothing: where its purge got lost, the chunks are to be collected.
+    async def most_metadata(self, start: int = 1) -> int:
+        """How much metadata there is from a stream sequence on, as the copy says that has most of it.
+
+        To be asked before it is read: what is stored meanwhile makes more of it, and not less.
         """
+        if not await self.bucket.is_replicated():
+            return 0
+        return await most_counted(self._jetstream, self._layout.stream, self._layout.all_meta, start)
+
+    async def metadata(self, *, start: int = 1) -> AsyncIterator[Entry]:
+        """The metadata at stream sequence `start` and after, as of now or later, in the order of the stream.
+
+        Delete markers too. What is replaced meanwhile may come twice. `UnavailableError` at the end where
+        a replica had not caught up. What a damaged copy has lost is not there.
+        """
+        newest = await self._jetstream.last_at_leader(self._layout.stream, self._layout.all_meta)
+        seq = start - 1
+        async for stored in every(self._jetstream, self._layout.stream, self._layout.all_meta, start=start):
+            seq = stored.seq
+            yield Entry.decode(stored)
+        if newest is not None and seq < newest.seq:
+            raise UnavailableError("a replica has not caught up yet")
+
+    async def named_chunks(self, among: AbstractSet[str]) -> set[str]:
+        """Which of the nuids metadata names, as of now or later.
+
+        `UnavailableError` where that cannot be told. A delete marker names nothing: where its purge got
+        lost, the chunks are to be collected.
+        """
+        return await retrying(lambda: self._named_chunks(among), patience=_PATIENCE)
+
+    async def _named_chunks(self, among: AbstractSet[str]) -> set[str]:
         least = (await self.bucket.info()).state.last_seq
+        most = await self.most_metadata()
         named: set[str] = set()
-        subjects = await self._all_meta(compare=True)
-        for some in _groups(list(subjects), MAX_SUBJECTS):
-            latest = await self._jetstream.latest(self._layout.stream, some)
-            if latest.up_to < least or len(latest.messages) < len(some):
-                raise UnavailableError("a replica has not caught up yet; nothing was collected")
-            infos = (Entry.decode(stored).info for stored in latest.messages)
-            named.update(info.nuid for info in infos if not info.deleted)
+        counted = 0
+        some: list[str] = []
+        # By subject, not by name: not every client encodes every name as ADR-20 says.
+        async for subject, count in self.subjects():
+            counted += count
+            some.append(subject)
+            if len(some) == MAX_SUBJECTS:
+                named |= among & await self._named_by(some, least)
+                some = []
+        named |= among & await self._named_by(some, least)
+        believe(counted, most)
         return named
+
+    async def _named_by(self, subjects: Sequence[str], least: int) -> set[str]:
+        """The nuids that the metadata on some subjects names."""
+        if not subjects:
+            return set()
+        latest = await self._jetstream.latest(self._layout.stream, subjects)
+        if latest.up_to < least or len(latest.messages) < len(subjects):
+            raise UnavailableError("a replica has not caught up yet; nothing was collected")
+        infos = (Entry.decode(stored).info for stored in latest.messages)
+        return {info.nuid for info in infos if not info.deleted}
 
     async def resolve(self, entry: Entry) -> Entry:
         """The object that a link points to, or `entry` itself. Links go one level deep."""
@@ -336,12 +379,15 @@ class Objects:
                 return newest
             raise
         if expected_last:
-            await shielded(self._keep_newest(subject))
+            await shielded(self.keep_newest(info.name))
         return Entry(info, ack.seq, datetime.now(UTC))
 
-    async def _keep_newest(self, subject: str) -> None:
-        """Remove what new metadata replaces. Not by a rollup: a bucket may forbid them, for safety."""
-        await self._jetstream.purge(self._layout.stream, subject, keep=1)
+    async def keep_newest(self, name: str) -> int:
+        """Remove metadata that newer one replaces, and answer how much that was.
+
+        Not by a rollup: a bucket may forbid them, for safety.
+        """
+        return await self._jetstream.purge(self._layout.stream, self._layout.meta(name), keep=1)
 
     async def _still_there(self, info: ObjectInfo) -> None:
         """Find out why chunks of an object do not come."""
@@ -378,6 +424,14 @@ class Objects:
                 return False
             since = first.time
         return await self._jetstream.now(self._layout.stream) - since < max_age / 2
+
+
+def believe(counted: int, most: int) -> None:
+    """`UnavailableError` where less metadata was listed than a copy counts."""
+    if counted < most:
+        raise UnavailableError(
+            "the server that leads the bucket has lost names of objects: run `natsblob verify --replicas`"
+        )
 
 
 def _groups(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_right
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Final
@@ -22,6 +20,7 @@ from natsblob.errors import (
 from natsblob.hashing import ConcurrentHasher, digest_of_bytes
 from natsblob.objectstore.cache import EntryCache
 from natsblob.objectstore.info import Entry, digest_of
+from natsblob.objectstore.names import END, Names
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.staging import Staging
 from natsblob.objectstore.writer import Written
@@ -29,7 +28,6 @@ from natsblob.wire import CommitRequest, Info, Page
 
 UPLOAD_EXPIRY: Final = timedelta(hours=1)
 """How long after its newest chunk an upload can still be committed."""
-_ADDRESS: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _RACES: Final = 8
 
 
@@ -43,6 +41,7 @@ class JetStreamStore:
         self._cache = cache or EntryCache(objects.bucket.layout)
         self._expiry = upload_expiry
         self._staging = Staging(objects, expiry=upload_expiry)
+        self._names = Names(objects)
 
     @property
     def chunk_size(self) -> int:
@@ -222,16 +221,20 @@ class JetStreamStore:
         raise UnavailableError("others put and delete the blob all the time; a repeat is safe")
 
     async def list(self, *, after: Digest | None = None, limit: int = 1000, prefix: str = "") -> Page:
-        names = [name for name in await self._objects.names() if _ADDRESS.fullmatch(name)]
-        names = [name for name in names if name.startswith(prefix)]
-        position = bisect_right(names, after.hex) if after else 0
+        position = max(after.hex if after else "", prefix[:63])
         blobs: list[Info] = []
-        while position < len(names) and len(blobs) < limit:
-            page = names[position : position + limit - len(blobs)]
-            position += len(page)
-            found = await self._objects.find_many(page)
-            blobs += [info for name in page if name in found and (info := await self._listed(found[name]))]
-        return Page(blobs, blobs[-1].digest if position < len(names) and blobs else None)
+        while len(blobs) < limit and not _is_behind(position, prefix):
+            names, position = await self._names.behind(position, limit - len(blobs))
+            names = [name for name in names if name.startswith(prefix)]
+            found = await self._objects.find_many(names)
+            blobs += [info for name in names if name in found and (info := await self._listed(found[name]))]
+        is_end = _is_behind(position, prefix)
+        return Page(blobs, None if is_end or not blobs else blobs[-1].digest)
+
+
+def _is_behind(position: str, prefix: str) -> bool:
+    """Whether no name above this one begins with `prefix`."""
+    return position == END or position[: len(prefix)] > prefix
 
 
 def info_of(digest: Digest, entry: Entry, *, created: bool = False) -> Info:

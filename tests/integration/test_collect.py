@@ -8,6 +8,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
 import nats
@@ -22,7 +23,7 @@ from natsblob.errors import UnavailableError, UploadExpiredError
 from natsblob.maintenance.collect import Collected, Collector
 from natsblob.objectstore import writer
 from natsblob.objectstore.bucket import Bucket, BucketConfig
-from natsblob.objectstore.info import new_nuid
+from natsblob.objectstore.info import Entry, new_nuid
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.staging import Decision, Staging
 from natsblob.store.jetstream import UPLOAD_EXPIRY, JetStreamStore
@@ -137,13 +138,10 @@ class CommitsMeanwhile(Collector):
         super().__init__(objects, expiry=OLD, interval=60)
         self._commit = (staging, stage)
 
-    async def _look(self) -> None:
-        is_second = bool(self._orphans)
-        await super()._look()
-        if not is_second:
-            return
+    async def _collect_chunks(self, *given: Any) -> bool:
         staging, stage = self._commit
         await staging.commit(stage, CommitRequest("", len(DATA), 1), None)
+        return await super()._collect_chunks(*given)
 
 
 async def test_a_commit_during_collection_keeps_its_chunks(objects: Objects) -> None:
@@ -204,3 +202,48 @@ async def test_many_collectors_at_once_do_no_harm(objects: Objects) -> None:
     assert len(subjects) == len(kept)
     for info in kept:
         assert Digest.of(b"".join([c async for c in store.chunks(info.digest)])) == info.digest
+
+
+async def test_what_superseded_metadata_names_is_collected(
+    objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A delete whose purges both got lost."""
+    store = JetStreamStore(objects)
+    await store.put(source(DATA))
+
+    async def lost(*_: object, **__: object) -> int:
+        return 0
+
+    with monkeypatch.context() as losing:
+        losing.setattr(JetStream, "purge", lost)
+        await store.delete(Digest.of(DATA))
+    assert await left(objects) == 3  # the chunk, its metadata, and the marker
+    one = collector(objects)
+    assert [(await one.collect()).uploads for _ in range(2)] == [0, 1]
+
+
+async def test_a_bucket_that_has_not_changed_is_not_read_again(
+    objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await JetStreamStore(objects).put(source(DATA))
+    one = collector(objects)
+    await one.collect()
+    with monkeypatch.context() as broken:
+        broken.delattr(Objects, "metadata")
+        assert await one.collect() == Collected(0, 0)
+    await staged(objects)
+    assert [(await one.collect()).uploads for _ in range(2)] == [0, 1]
+
+
+async def test_what_only_seems_to_be_unnamed_stays(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a copy has lost the metadata, and was asked for it each time."""
+    await JetStreamStore(objects).commit(await staged(objects), CommitRequest("", len(DATA), 1), None)
+    before = await left(objects)
+
+    async def nothing(*_: object, **__: object) -> AsyncIterator[Entry]:
+        return
+        yield
+
+    monkeypatch.setattr(Objects, "metadata", nothing)
+    assert await collect(objects) == Collected(0, 0)
+    assert await left(objects) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 from unittest import mock
@@ -120,13 +121,8 @@ def _commit_without_decision() -> AbstractContextManager[object]:
 
 
 def _markers_keep_chunks() -> AbstractContextManager[object]:
-    named_chunks = Objects.named_chunks
-
-    async def named(self: Objects) -> set[str]:
-        stream = self._layout.stream
-        subjects = await self._jetstream.subjects(stream, self._layout.all_meta)
-        latest = await self._jetstream.latest(stream, list(subjects))
-        return await named_chunks(self) | {Entry.decode(stored).info.nuid for stored in latest.messages}
+    async def named(self: Objects, among: AbstractSet[str]) -> set[str]:
+        return {entry.info.nuid async for entry in self.metadata()} & among
 
     return mock.patch.object(Objects, "named_chunks", named)
 

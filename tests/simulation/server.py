@@ -18,6 +18,8 @@ from tests.simulation.stream import Copy, Record, Stream, ViolationError
 
 _EPOCH: Final = datetime(2030, 1, 1, tzinfo=UTC)
 _API: Final = "$JS.API."
+_FIT: Final = 3
+"""Messages that fit an answer which is bounded in bytes."""
 _PASSING: Final = (
     (503, 10008, "JetStream system temporarily unavailable"),
     (429, 10167, "too many requests"),
@@ -161,11 +163,12 @@ class Server:
             found = [record for subject in body["multi_last"] if (record := copy.last(subject)) is not None]
             self._frames(client, message.reply, copy, sorted(found, key=lambda record: record.seq), 0)
         elif "batch" in body:
-            if body["batch"] > self._network.max_pending:
+            if body["batch"] > self._network.max_pending and "max_bytes" not in body:
                 raise ViolationError(f"{body['batch']} chunks were asked for at once, without flow control")
             found = copy.first_from(body["next_by_subj"], body["seq"])
             counted = copy.counted(body["next_by_subj"]) if body["seq"] <= 1 else len(found)
-            self._frames(client, message.reply, copy, found[: body["batch"]], counted)
+            most = _FIT if "max_bytes" in body else body["batch"]
+            self._frames(client, message.reply, copy, found[:most], counted)
         else:
             single = copy.last(last_of) if last_of else copy.at(body["seq"])
             if single is None:
@@ -179,12 +182,23 @@ class Server:
         if not records:
             self._send(client, reply, b"", {STATUS: "404", DESCRIPTION: "Message Not Found"})
             return
+        before = 0
         for number, record in enumerate(records, 1):
-            self._frame(client, reply, record, max(0, pending - number))
-        end = {STATUS: "204", DESCRIPTION: "EOB", "Nats-UpTo-Sequence": str(copy.last_seq)}
+            self._frame(client, reply, record, (max(0, pending - number), before))
+            before = record.seq
+        end = {
+            STATUS: "204",
+            DESCRIPTION: "EOB",
+            "Nats-UpTo-Sequence": str(copy.last_seq),
+            "Nats-Num-Pending": str(max(0, pending - len(records))),
+            "Nats-Last-Sequence": str(before),
+        }
         self._send(client, reply, b"", end)
 
-    def _frame(self, client: SimulatedClient, reply: str, record: Record, pending: int | None) -> None:
+    def _frame(
+        self, client: SimulatedClient, reply: str, record: Record, place: tuple[int, int] | None
+    ) -> None:
+        """A stored message; in a batch with how many come after it, and the sequence of the one before."""
         headers = {
             **record.headers,
             "Nats-Stream": self.stream.layout.stream,
@@ -192,8 +206,8 @@ class Server:
             "Nats-Sequence": str(record.seq),
             "Nats-Time-Stamp": self._stamp(record.time),
         }
-        if pending is not None:
-            headers["Nats-Num-Pending"] = str(pending)
+        if place is not None:
+            headers["Nats-Num-Pending"], headers["Nats-Last-Sequence"] = map(str, place)
         self._send(client, reply, record.data, headers)
 
     def _answer(self, client: SimulatedClient, reply: str, body: object) -> None:

@@ -63,7 +63,7 @@ class Copy:
         return None if seq in self.unreadable else self.records.get(seq)
 
     def last(self, subject: str) -> Record | None:
-        seqs = self.by_subject.get(subject)
+        seqs = self._seqs(subject)
         return self.at(seqs[-1]) if seqs else None
 
     def first_from(self, subject: str, seq: int) -> list[Record]:
