@@ -61,8 +61,7 @@ async def watched_server(config: str) -> AsyncIterator[tuple[EmbeddedServer, int
 
 def kinds(folder: Path) -> dict[str, tuple[str, dict[str, str], dict[str, str], list[str]]]:
     """For each way to log in: the server's configuration, right and wrong variables, and their secrets."""
-    user, operator = user_key(), Operator()
-    other, seed = user_key(), user.file(folder / "user.nk")
+    operator, other = Operator(), user_key()
     creds = operator.creds(folder / "user.creds")
     forged = operator.creds(folder / "forged.creds", key=other)
     lines = [
@@ -90,12 +89,6 @@ def kinds(folder: Path) -> dict[str, tuple[str, dict[str, str], dict[str, str], 
             {"NATSBLOB_SERVER": f"nats://u:{WRONG}@"},
             [PASSWORD, WRONG],
         ),
-        "nkey": (
-            f"authorization {{ users: [ {{ nkey: {user.public} }} ] }}",
-            {"NATSBLOB_NKEY": str(seed)},
-            {"NATSBLOB_NKEY": str(other.file(folder / "other.nk"))},
-            [user.seed.decode(), other.seed.decode()],
-        ),
         "creds": (
             operator.config(),
             {"NATSBLOB_CREDS": str(creds)},
@@ -105,7 +98,7 @@ def kinds(folder: Path) -> dict[str, tuple[str, dict[str, str], dict[str, str], 
     }
 
 
-@pytest.mark.parametrize("kind", ["password", "token", "address", "nkey", "creds"])
+@pytest.mark.parametrize("kind", ["password", "token", "address", "creds"])
 async def test_no_secret_is_told(kind: str, tmp_path: Path) -> None:
     config, right, wrong, secrets = kinds(tmp_path)[kind]
     metrics = free_port()

@@ -64,7 +64,7 @@ class Setup:
         }
 
 
-KINDS = ["tls", "mtls", "tls-first", "nkey", "nkey-over-tls", "jwt", "jwt-over-mtls"]
+KINDS = ["tls", "mtls", "tls-first", "nkey-over-tls", "jwt", "jwt-over-mtls"]
 
 
 @pytest.fixture(scope="module")
