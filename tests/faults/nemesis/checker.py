@@ -31,8 +31,9 @@ class Window:
 
 @dataclass(slots=True)
 class Verdict:
-    """Every list but the figures is to be empty; each entry names a blob or an operation."""
+    """Every list is to be empty; each entry names a blob or an operation."""
 
+    trusts_absence: bool = True
     operations: int = 0
     acknowledged: int = 0
     """Puts."""
@@ -56,7 +57,9 @@ class Verdict:
     no_get: float = 0.0
 
     def complaints(self) -> dict[str, list[str]]:
-        lists = ("lost", "wrong", "false_missing", "unanswered", "unexplained", "half_visible")
+        lists = ["lost", "wrong", "unanswered", "unexplained", "half_visible"]
+        if self.trusts_absence:
+            lists.append("false_missing")
         return {name: found for name in lists if (found := getattr(self, name))}
 
 
@@ -73,7 +76,7 @@ def check(
     `explained` are names of errors that this run's faults are a reason for. Without `trusts_absence` a
     "not found" of a blob that is there is not held against the run: a leader whose copy has rotted says so.
     """
-    verdict = Verdict(operations=len(operations))
+    verdict = Verdict(operations=len(operations), trusts_absence=trusts_absence)
     allowed = {OK, CANCELLED, *explained}
     acknowledged = _acknowledged(operations)
     verdict.acknowledged = sum(one.kind == "put" and one.outcome == OK for one in operations)
@@ -86,7 +89,7 @@ def check(
         elif operation.outcome == WRONG:
             verdict.wrong.append(told)
         elif operation.outcome == NOT_FOUND and operation.kind != "put":
-            if trusts_absence and acknowledged.get(operation.blob, operation.began) < operation.began:
+            if acknowledged.get(operation.blob, operation.began) < operation.began:
                 verdict.false_missing.append(told)
         elif operation.outcome not in allowed:
             verdict.unexplained.append(told)
