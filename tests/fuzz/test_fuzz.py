@@ -13,7 +13,7 @@ from tests.fuzz.oracle import BAD, OK, World, expected, judged_error
 from tests.fuzz.run import fuzz
 
 REQUESTS = 20_000
-GROWTH = 1.2
+GROWTH = 1.25
 """Of the worker's memory after the first tenth of the requests: that begins with empty pools and caches."""
 KNOWN, POOL, ABSENT = "1" * 64, "2" * 64, "3" * 64
 CAPS = {"window": 4, "chunk_size": 4, "max_inline": 8, "max_batch": 2, "max_blob": 100}
