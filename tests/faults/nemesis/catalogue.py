@@ -159,7 +159,7 @@ _STORAGE: Final = (
             shape=shape,
             schedule=schedule,
             explained=_FULL | _BROKEN,
-            # A nats-server answers "not found" for what it cannot read, and at R1 there is nobody else to ask.
+            # A nats-server answers "not found" for what it cannot read, and at R1 nobody else can be asked.
             trusts_absence=(name, shape.replicas) != ("fails", 1),
         )
         for name, row, schedule in (
