@@ -1,6 +1,7 @@
 """Measure natsblob beside other clients and bare loops, in one run: `make bench`.
 
-python -m bench [--quick | --full] [--rounds N] [--peers NAME,…] [--natsgo PATH] [--output DIR]
+python -m bench [--quick | --large | --cluster | --full] [--rounds N] [--peers NAME,…] [--natsgo PATH]
+                [--output DIR]
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import asyncio
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from bench.environment import environment, lines
 from bench.plots import draw
 from bench.processes import kinds
 from bench.profiles import PROFILES
-from bench.results import as_json, table
+from bench.results import Results, as_json, table
 from bench.run import run
 from natsblob.broker.allocator import keep_memory
 from natsblob.broker.loop import loop_factory
@@ -49,13 +51,18 @@ async def main(given: argparse.Namespace) -> None:
     facts = {**environment(), "profile": given.profile, "rounds": profile.rounds}
     facts["left_out"] = missing or "nothing"
     print("\n".join(lines(facts)))
-    results, configuration = await run(profile, found)
-    facts["servers"] = configuration
+    report = folder / f"{given.profile}.json"
+
+    def save(results: Results, configuration: Mapping[str, str]) -> None:
+        facts["servers"] = configuration
+        complete = report.with_suffix(".part")
+        complete.write_text(json.dumps(as_json(results, facts), indent=1) + "\n")
+        complete.replace(report)
+
+    results, configuration = await run(profile, found, save)
     for server in configuration.values():
         print(f"\n{server}")
     print("\n".join(table(results)))
-    report = folder / f"{given.profile}.json"
-    report.write_text(json.dumps(as_json(results, facts), indent=1) + "\n")
     print(f"\nwritten: {report}")
     try:
         for path in draw(results.rows(), folder):

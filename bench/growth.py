@@ -36,13 +36,19 @@ from natsblob.broker.connection import Access, Connection, connect
 from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.loop import loop_factory
 from natsblob.cli.bench import percentile
+from natsblob.client.service import Service
 from natsblob.digest import Digest
 from natsblob.testing.servers import temporary_store_dir
 
 SMALL: Final = 1_000
 SIZE: Final = 4 * KIB
+SOME = 100
+"""Requests of a kind in a round, one at a time; six times as many 32 at once, five in a batch."""
 _FILLERS: Final = 3
 _AT_ONCE: Final = 32
+_FIRST: Final = [Digest(bytes(32))]
+_NEXT: Final = [Digest(bytes([0, number] + [0] * 30)) for number in range(1, 21)]
+"""Where pages begin that are in the same range of names as the first, with a million blobs as well."""
 _FIRST_NEW: Final = 10**12
 """The number of the first blob that a round puts, beyond all that were there before."""
 _PATIENCE: Final = 300.0
@@ -127,7 +133,7 @@ class Caller:
 
     def __init__(self, place: Place, batch: Sequence[Digest], first_new: int) -> None:
         self._blobs = place.client
-        self._connection = place.connection
+        self._requests = Service(place.connection, wire.DEFAULT_PREFIX, _PATIENCE)
         self._batch = batch
         self._new = count(first_new)
         self._put: list[Digest] = []
@@ -158,35 +164,36 @@ class Caller:
             raise LookupError("blobs are missing")
 
     async def page(self, digest: Digest) -> None:
-        request = wire.encode(wire.ListRequest(after=digest))
-        reply = await self._connection.request("blob.list", request, timeout=_PATIENCE)
-        wire.decode(reply.data, wire.Page)
+        """A page of names that begins behind `digest`; repeated where the worker has no time left."""
+        request = wire.ListRequest(after=digest)
+        await self._requests.ask(self._requests.subjects.list, request, wire.Page)
 
 
 def _plan(place: Place, number: int, picks: random.Random) -> dict[str, Plan]:
     """What is measured in a round, in this order. What is picked for one kind no other has touched before."""
-    picked = [_digest(one) for one in picks.sample(range(place.blobs), SMALL)]
-    get, has, stat, batch = picked[:100], picked[100:200], picked[200:300], picked[300:800]
-    newest = [_digest(one) for one in picks.sample(range(place.blobs - SMALL, place.blobs), 200)]
+    picked = iter(picks.sample(range(place.blobs), min(SMALL, 8 * SOME)))
+    get, has, stat, batch = ([_digest(next(picked)) for _ in range(n * SOME)] for n in (1, 1, 1, 5))
+    newest = [_digest(one) for one in picks.sample(range(place.blobs - SMALL, place.blobs), 2 * SOME)]
     call = Caller(place, batch, _FIRST_NEW + number * 10**6)
     nothing = newest[:1]
     return {
-        "put": lambda: serial(call.put, nothing * 100),
-        "put, 32 at once": lambda: at_once(call.put, nothing * 640),
+        "put": lambda: serial(call.put, nothing * SOME),
+        "put, 32 at once": lambda: at_once(call.put, nothing * 6 * SOME),
         "get, first time": lambda: serial(call.get, get),
         "get, again": lambda: serial(call.get, get),
         "get, 32 at once": lambda: at_once(call.get, get * 6),
-        "get, of the newest 1,000": lambda: serial(call.get, newest[:100]),
+        "get, of the newest 1,000": lambda: serial(call.get, newest[:SOME]),
         "has, first time": lambda: serial(call.has, has),
         "has, again": lambda: serial(call.has, has),
         "has, 32 at once": lambda: at_once(call.has, has * 6),
-        "has, of the newest 1,000": lambda: serial(call.has, newest[100:]),
-        "has, of what is not there": lambda: serial(call.has_not, nothing * 100),
+        "has, of the newest 1,000": lambda: serial(call.has, newest[SOME:]),
+        "has, of what is not there": lambda: serial(call.has_not, nothing * SOME),
         "has, 500 a request, first time": lambda: serial(call.has_batch, nothing),
         "has, 500 a request, again": lambda: serial(call.has_batch, nothing * 10),
         "stat, first time": lambda: serial(call.stat, stat),
-        "list, a page": lambda: serial(call.page, get[:1]),
-        "delete, 32 at once": lambda: at_once(call.delete, nothing * 740),
+        "list, the first page": lambda: serial(call.page, _FIRST),
+        "list, another page": lambda: serial(call.page, _NEXT),
+        "delete, 32 at once": lambda: at_once(call.delete, nothing * 7 * SOME),
     }
 
 

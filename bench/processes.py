@@ -71,6 +71,7 @@ OURS: Final = (
         verbs=frozenset({"put", "get", "has", "clear"}),
         largest=DEFAULT_CHUNK_SIZE,
     ),
+    _python(profiles.RELAYED, "relayed", bucket=OWN_BUCKET, verbs=frozenset({"put", "get", "clear"})),
 )
 BARE: Final = (
     _python(profiles.BARE_LOOP, "bare_loop", bucket=BARE_BUCKET, verbs=_TRANSFERS),

@@ -13,6 +13,7 @@ MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
 
 SERVICE: Final = "natsblob"
+RELAYED: Final = "natsblob, relayed"
 PLAIN: Final = "natsblob, plain requests"
 BARE_LOOP: Final = "bare loop"
 BARE_SOCKET: Final = "bare socket"
@@ -77,7 +78,7 @@ PROFILES: Final[Mapping[str, Profile]] = {
             Workload(1 * MIB, count=8),
             Workload(64 * MIB),
         ),
-        largest={NATS_PY: 1 * MIB, NATS_JS: 1 * MIB},
+        largest={NATS_PY: 1 * MIB, NATS_JS: 1 * MIB, RELAYED: 0},
     ),
     "standard": Profile(
         "about ten minutes",
@@ -93,7 +94,26 @@ PROFILES: Final[Mapping[str, Profile]] = {
             Workload(16 * MIB, count=4),
             Workload(256 * MIB),
         ),
-        largest={NATS_PY: 16 * MIB, NATS_JS: 16 * MIB},
+        largest={NATS_PY: 16 * MIB, NATS_JS: 16 * MIB, RELAYED: 0},
+    ),
+    "large": Profile(
+        "half an hour: 256 MiB and 1 GiB, also through nats-py, and relayed gets beside delegated ones",
+        (Deployment(sync="2m"),),
+        (Workload(256 * MIB), Workload(1 * GIB)),
+        largest={NATS_PY: 256 * MIB, NATS_JS: 0, RELAYED: 1 * GIB},
+    ),
+    "cluster": Profile(
+        "a quarter of an hour: three servers, R3",
+        (Deployment(replicas=3),),
+        (
+            Workload(4 * KIB, count=60, queries=60),
+            Workload(4 * KIB, count=400, at_once=32, queries=400),
+            Workload(4 * KIB, count=800, at_once=128, queries=800),
+            Workload(1 * MIB, count=16),
+            Workload(64 * MIB),
+            Workload(256 * MIB),
+        ),
+        largest={NATS_PY: 1 * MIB, NATS_JS: 1 * MIB, RELAYED: 0},
     ),
     "full": Profile(
         "hours: both fsync settings, one server and three",
@@ -115,6 +135,6 @@ PROFILES: Final[Mapping[str, Profile]] = {
             Workload(256 * MIB, count=8, at_once=8),
             Workload(1 * GIB),
         ),
-        largest={NATS_PY: 256 * MIB},
+        largest={NATS_PY: 256 * MIB, RELAYED: 0},
     ),
 }

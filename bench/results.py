@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any, Final, NamedTuple
 
 from bench.meter import Usage
-from bench.profiles import BARE_LOOP, GIB, MIB, Deployment, Workload
+from bench.profiles import BARE_LOOP, GIB, MIB, RELAYED, SERVICE, Deployment, Workload
 from natsblob.cli.bench import percentile
 from natsblob.config.quantity import format_size
 from natsblob.wire import MAX_BATCH
@@ -172,11 +172,20 @@ def table(results: Results) -> Iterable[str]:
         yield _heading(deployment, workload, verb)
         yield _COLUMNS
         yield from (_line(row) for row in sorted(rows, key=lambda row: -row.rate))
+    yield from _relayed(results)
     if results.failures:
         yield ""
         yield "Failed:"
     for key, reason in results.failures.items():
         yield f"  {key.peer}: {_heading(*key[:3])}: {reason}"
+
+
+def _relayed(results: Results) -> Iterable[str]:
+    """Relayed gets as a part of delegated ones, in the same round."""
+    for key in results.samples:
+        if key.peer == RELAYED and key.verb == "get" and (ratio := results.ratio(key, SERVICE)) is not None:
+            yield ""
+            yield f"{_heading(*key[:3])}: relayed / delegated {ratio:.2f}"
 
 
 _COLUMNS: Final = (

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Final, Self
+from typing import Final, Self, TypeAlias
 
 import nats
 from nats.js import JetStreamContext
@@ -28,7 +28,13 @@ _CLEARED_AT_ONCE: Final = 32
 _PATIENCE: Final = 60.0
 _QUERIES: Final = ("has", "info")
 
+Save: TypeAlias = Callable[[Results, Mapping[str, str]], None]
+
 _runs = count(1)
+
+
+def _forget(_results: Results, _configuration: Mapping[str, str]) -> None:
+    """Keeps nothing."""
 
 
 class Worker:
@@ -84,8 +90,11 @@ class Stage:
         await self.jetstream.purge_stream(stream)
 
 
-async def run(profile: Profile, kinds: list[Kind]) -> tuple[Results, dict[str, str]]:
-    """Measure all that the profile asks for; beside the results, how nats-server was set up for each."""
+async def run(profile: Profile, kinds: list[Kind], save: Save = _forget) -> tuple[Results, dict[str, str]]:
+    """Measure all that the profile asks for; beside the results, how nats-server was set up for each.
+
+    `save` is given what there is after each workload: a run may be cut short.
+    """
     results = Results()
     configuration: dict[str, str] = {}
     for deployment in profile.deployments:
@@ -95,11 +104,14 @@ async def run(profile: Profile, kinds: list[Kind]) -> tuple[Results, dict[str, s
                 await _round(peer, place, _WARM_UP, Results(), 0)
             for workload in profile.workloads:
                 fit = [peer for peer in peers if _fits(peer.kind, workload, profile)]
+                if not fit:
+                    continue
                 for number in range(profile.rounds):
                     _tell(f"{deployment}: {workload}, round {number + 1} of {profile.rounds}")
                     turn = number % len(fit)
                     for peer in fit[turn:] + fit[:turn]:
                         await _round(peer, place, workload, results, number)
+                save(results, configuration)
     return results, configuration
 
 

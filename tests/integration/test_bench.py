@@ -6,18 +6,28 @@ import asyncio
 import json
 import signal
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from time import perf_counter
 
 import nats
 import pytest
 from nats.aio.msg import Msg
 
+from bench import growth, memory, workers
+from bench.fill import content, fill
+from bench.meter import cpu_time
 from bench.peers.driver import Order
 from bench.processes import BARE, OURS, PeerError, PeerProcess, running
 from bench.profiles import BARE_LOOP, BARE_SOCKET_VERIFIED, KIB, MIB, SERVICE, Deployment, Profile, Workload
+from bench.results import Results
 from bench.run import run, stage
+from natsblob import client
+from natsblob.broker.connection import Access, connect
 from natsblob.broker.embedded import EmbeddedServer
+from natsblob.digest import Digest
+from natsblob.testing.services import running_worker
 from tests.integration.cli_process import DEADLINE, Cli, serving
 
 PREFIX = "benchcli"
@@ -84,8 +94,15 @@ async def test_a_run_measures_every_round_of_every_peer() -> None:
     workloads = (Workload(4 * KIB, count=3, at_once=2, queries=2), Workload(2 * MIB))
     batches = Workload(4 * KIB, count=1000, at_once=32, batches=2)
     profile = Profile("a moment", (Deployment(sync="2m"),), (*workloads, batches), rounds=2)
-    results, configuration = await run(profile, list(KINDS.values()))
+    saved: list[int] = []
+
+    def save(results: Results, _: Mapping[str, str]) -> None:
+        saved.append(len(results.rows()))
+
+    results, configuration = await run(profile, list(KINDS.values()), save)
     assert results.failures == {}
+    assert len(saved) == 3
+    assert saved == sorted(saved)
     assert "sync_interval: 2m" in configuration[str(profile.deployments[0])]
     measured = {(key.workload, key.verb, key.peer) for key in results.samples}
     for workload in workloads:
@@ -128,3 +145,54 @@ async def test_a_peer_that_ends_is_started_anew() -> None:
         assert (await peer.order(order))["seconds"] == 1
     finally:
         await peer.end()
+
+
+async def test_a_bucket_is_filled_as_the_service_would(server: EmbeddedServer) -> None:
+    bucket = "filled"
+    async with running_worker(server.url, bucket=bucket, prefix=bucket):
+        async with await connect(Access((server.url,))) as connection:
+            await fill(connection, bucket, range(20), 100)
+        async with client.connect(server.url, prefix=bucket) as blobs:
+            for number in range(20):
+                assert await blobs.get(Digest.of(content(number, 100))) == content(number, 100)
+            assert len([info async for info in blobs.list()]) == 20
+
+
+async def test_growth_compares_every_kind_of_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "SOME", 8)
+    report = await growth.run(1_100, 1)
+    small, large = report["places"]
+    assert (small["blobs"], large["blobs"]) == (growth.SMALL, 1_100)
+    for row in report["verbs"].values():
+        assert len(row["ratios"]) == 1
+        assert row["large"]["p50"] > 0
+    for place in (small, large):
+        assert place["chores"]["list"]["count"] == place["blobs"]
+        assert place["chores"]["collect"]["count"] == 0
+        assert place["chores"]["verify"]["count"] == 1_000
+    assert any("list, the first page" in line for line in growth.table(report))
+
+
+async def test_memory_is_measured_of_all_three() -> None:
+    results = await memory.run([(2, MIB), (1, 3 * MIB)])
+    assert [(one["verb"], one["at_once"]) for one in results] == [
+        ("put", 2),
+        ("get", 2),
+        ("put", 1),
+        ("get", 1),
+    ]
+    assert all(one[role]["peak"] > MIB for one in results for role in ("client", "worker", "server"))
+    assert len(list(memory.table(results))) == 5
+
+
+async def test_workers_are_held_to_their_share() -> None:
+    busy = await asyncio.create_subprocess_exec(sys.executable, "-c", "while True: pass")
+    try:
+        async with workers.held([busy.pid], 0.1):
+            used, began = cpu_time(busy.pid), perf_counter()
+            await asyncio.sleep(1)
+            share = (cpu_time(busy.pid) - used) / (perf_counter() - began)
+        assert share < 0.3
+    finally:
+        busy.kill()
+        await busy.wait()
