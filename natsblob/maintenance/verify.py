@@ -11,6 +11,7 @@ import msgspec
 from natsblob.digest import Digest
 from natsblob.errors import BlobCorruptError, BlobNotFoundError
 from natsblob.objectstore.names import END, Names
+from natsblob.objectstore.copies import UnreadableError
 from natsblob.objectstore.objects import Objects
 from natsblob.wire import MAX_BATCH
 
@@ -43,10 +44,8 @@ async def verify(
                 size += len(chunk)
                 await pace.passed(len(chunk))
         except BlobNotFoundError:
-            if await objects.newest_anywhere(name) is not None:
-                continue  # deleted
-            outcome = "corrupt"  # it is listed, and no copy has its metadata
-        except BlobCorruptError:
+            continue  # deleted
+        except (BlobCorruptError, UnreadableError):
             outcome = "corrupt"
         yield Verified(name, outcome, size)
 

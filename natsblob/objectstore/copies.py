@@ -22,6 +22,10 @@ ASKED: Final = 12
 _ENDS: Final = ("204", "404")
 
 
+class UnreadableError(UnavailableError):
+    """A server counts a message that no copy gives: its disk fails, for now or for good."""
+
+
 async def newest_anywhere(jetstream: JetStream, stream: str, subjects: Sequence[str]) -> dict[str, Stored]:
     """The newest message on each of up to `MAX_SUBJECTS` subjects that any copy asked has."""
     newest: dict[str, Stored] = {}

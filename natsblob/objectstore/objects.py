@@ -21,7 +21,7 @@ from natsblob.digest import Digest
 from natsblob.errors import BlobCorruptError, BlobNotFoundError, UnavailableError
 from natsblob.hashing import ConcurrentHasher
 from natsblob.objectstore.bucket import Bucket
-from natsblob.objectstore.copies import most_counted, newest_anywhere
+from natsblob.objectstore.copies import UnreadableError, most_counted, newest_anywhere
 from natsblob.objectstore.info import (
     MARKS_KEY,
     Entry,
@@ -80,8 +80,20 @@ class Objects:
         return Entry.decode(stored) if stored else None
 
     async def newest_anywhere(self, name: str) -> Entry | None:
-        """As `newest`; where the leader has none, as other copies have it."""
-        return await self.newest(name) or (await self._elsewhere([name])).get(name)
+        """As `newest`; where the leader has none, as other copies have it.
+
+        `UnreadableError` where the leader counts what nobody gives. A server answers "not found" also while its
+        disk fails.
+        """
+        if found := await self.newest(name) or (await self._elsewhere([name])).get(name):
+            return found
+        if not await self._jetstream.subjects(self._layout.stream, self._layout.meta(name)):
+            return None
+        if stored_meanwhile := await self.newest(name):
+            return stored_meanwhile
+        raise UnreadableError(
+            "metadata is there and cannot be read: look at the disk of the server that leads"
+        )
 
     async def _elsewhere(self, names: Sequence[str]) -> dict[str, Entry]:
         """The newest metadata of `names`, which the leader does not have, as other copies have it.
@@ -339,7 +351,7 @@ class Objects:
         """Remove an object and its chunks, and answer what was removed."""
         for _ in range(_RACES):
             leads = await self.newest(name)
-            entry = leads or (await self._elsewhere([name])).get(name)
+            entry = leads or await self.newest_anywhere(name)
             if entry is None or entry.info.deleted:
                 raise BlobNotFoundError(f"no object {name!r}")
             marker = ObjectInfo(name=name, bucket=self.bucket.name, nuid=entry.info.nuid, deleted=True)
