@@ -10,8 +10,8 @@ import msgspec
 
 from natsblob.digest import Digest
 from natsblob.errors import BlobCorruptError, BlobNotFoundError
-from natsblob.objectstore.names import END, Names
 from natsblob.objectstore.copies import UnreadableError
+from natsblob.objectstore.names import END, Names
 from natsblob.objectstore.objects import Objects
 from natsblob.wire import MAX_BATCH
 

@@ -82,8 +82,8 @@ class Objects:
     async def newest_anywhere(self, name: str) -> Entry | None:
         """As `newest`; where the leader has none, as other copies have it.
 
-        `UnreadableError` where the leader counts what nobody gives. A server answers "not found" also while its
-        disk fails.
+        `UnreadableError` where the leader counts what nobody gives: a server answers "not found" also while
+        its disk fails.
         """
         if found := await self.newest(name) or (await self._elsewhere([name])).get(name):
             return found
