@@ -13,7 +13,7 @@ MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
 
 SERVICE: Final = "natsblob"
-RELAYED: Final = "natsblob, relayed"
+RELAYED: Final = "natsblob (relayed)"
 PLAIN: Final = "natsblob, plain requests"
 BARE_LOOP: Final = "bare loop"
 BARE_SOCKET: Final = "bare socket"

@@ -376,15 +376,23 @@ class JetStream:
         request = _batch_request(subject, from_seq, count)
         await self.connection.publish(self.direct_subject(stream), request, reply=reply)
 
-    async def _request(self, operation: str, body: bytes) -> Message:
-        return await self.connection.request(f"{self._api}.{operation}", body, timeout=ATTEMPT_TIMEOUT)
+    async def _request(self, operation: str, body: bytes, timeout: float = ATTEMPT_TIMEOUT) -> Message:
+        return await self.connection.request(f"{self._api}.{operation}", body, timeout=timeout)
 
-    async def call(self, operation: str, body: object, kind: type[T], *, patience: float | None = None) -> T:
-        """The answer to an API request, or the error that it is."""
+    async def call(
+        self,
+        operation: str,
+        body: object,
+        kind: type[T],
+        *,
+        patience: float | None = None,
+        timeout: float = ATTEMPT_TIMEOUT,
+    ) -> T:
+        """The answer to an API request, or the error that it is; `timeout` in seconds is for each attempt."""
         payload = msgspec.json.encode(body) if body is not None else b""
 
         async def attempt() -> T:
-            reply = _decode((await self._request(operation, payload)).data, kind)
+            reply = _decode((await self._request(operation, payload, timeout)).data, kind)
             error: ApiErrorBody | None = getattr(reply, "error", None)
             if error is not None:
                 raise error.raised()

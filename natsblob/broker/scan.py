@@ -26,6 +26,8 @@ PART: Final = 4_096
 PART_BYTES: Final = 4 * 1024 * 1024
 """Messages, and their bytes, in one answer. To count what is left takes the server a tenth of a second
 with 1,000,000 subjects, however few it then sends."""
+_PAGE_TIMEOUT: Final = 20.0
+"""Seconds for a page of subjects, which takes long where there are millions."""
 _BACK: Final = 10_000
 """Subjects to go back where some have gone meanwhile."""
 _TURN: Final = 4_096
@@ -64,7 +66,7 @@ class Subjects:
         while True:
             start = max(0, self._seen - 1)
             body = {"subjects_filter": self._pattern, "offset": start}
-            page = await self._jetstream.call(self._operation, body, _Page)
+            page = await self._jetstream.call(self._operation, body, _Page, timeout=_PAGE_TIMEOUT)
             found = _each(page.state.subjects)
             first = next(found, None)
             if start and (first is None or first[0] > self._last):

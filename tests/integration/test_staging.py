@@ -45,9 +45,9 @@ class Jittery(JetStream):
 
     random: random.Random | None = None
 
-    async def _request(self, operation: str, body: bytes) -> Any:
+    async def _request(self, operation: str, body: bytes, *given: float) -> Any:
         await self._wait()
-        return await super()._request(operation, body)
+        return await super()._request(operation, body, *given)
 
     async def publish(self, *args: Any, **named: Any) -> Any:
         await self._wait()

@@ -24,7 +24,7 @@ class Server:
         self._meanwhile = meanwhile
         self.asked = 0
 
-    async def call(self, _: str, body: dict[str, Any], kind: Any) -> Any:
+    async def call(self, _: str, body: dict[str, Any], kind: Any, **__: float) -> Any:
         if self.asked:
             self._meanwhile(self.subjects)
         self.asked += 1
