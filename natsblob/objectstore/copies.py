@@ -7,15 +7,20 @@ that are chosen at random, so often that a whole one is hardly missed: each Dire
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
+import structlog
 
 from natsblob.broker.jetstream import ATTEMPT_TIMEOUT, PATIENCE, PENDING, JetStream, Stored
 from natsblob.broker.message import Message
 from natsblob.broker.retry import retrying
 from natsblob.errors import DeadlineError, UnavailableError
+from natsblob.objectstore.bucket import Bucket
+from natsblob.objectstore.info import Entry
+
+log = structlog.get_logger("natsblob.objectstore")
 
 ASKED: Final = 12
 """Answers of copies at random. Of three copies a damaged one gives them all once in 531,441 times."""
@@ -26,14 +31,42 @@ class UnreadableError(UnavailableError):
     """A server counts a message that no copy gives: its disk fails, for now or for good."""
 
 
-async def newest_anywhere(jetstream: JetStream, stream: str, subjects: Sequence[str]) -> dict[str, Stored]:
-    """The newest message on each of up to `MAX_SUBJECTS` subjects that any copy asked has."""
+async def newer_elsewhere(
+    bucket: Bucket, names: Sequence[str], here: Mapping[str, Entry]
+) -> dict[str, Entry]:
+    """The metadata of those of up to `MAX_SUBJECTS` names that another copy has, newer than `here`.
+
+    Nothing but expiry takes the newest metadata of a name away, so a leader without it has lost it, and may
+    show a delete marker that it had replaced.
+    """
+    if not names or not await bucket.is_replicated():
+        return {}
+    entries = await _newest(bucket, [bucket.layout.meta(name) for name in names])
+    newer = {name: one for name, one in entries.items() if name not in here or here[name].seq < one.seq}
+    if newer:
+        await _tell_damage(bucket, next(iter(newer.values())))
+    return newer
+
+
+async def _newest(bucket: Bucket, subjects: list[str]) -> dict[str, Entry]:
+    """By name, the newest metadata on these subjects that any copy asked has."""
     newest: dict[str, Stored] = {}
-    for frame in await _answers(jetstream, stream, {"multi_last": list(subjects)}):
+    for frame in await _answers(bucket.jetstream, bucket.layout.stream, {"multi_last": subjects}):
         stored = Stored.from_direct(frame)
         if stored.subject not in newest or newest[stored.subject].seq < stored.seq:
             newest[stored.subject] = stored
-    return newest
+    found = list(newest.values())
+    if found and (max_age := await bucket.max_age()):  # copies expire one by one
+        now = await bucket.jetstream.now(bucket.layout.stream)
+        found = [stored for stored in found if now - stored.time < max_age]
+    return {entry.info.name: entry for entry in map(Entry.decode, found)}
+
+
+async def _tell_damage(bucket: Bucket, entry: Entry) -> None:
+    """Warn, unless the leader has it by now: then it was put in this moment."""
+    leads = await bucket.jetstream.last_at_leader(bucket.layout.stream, bucket.layout.meta(entry.info.name))
+    if leads is None or leads.seq < entry.seq:
+        log.warning("copy.damaged", advice="run `natsblob verify --replicas`")
 
 
 async def most_counted(jetstream: JetStream, stream: str, subject: str, start: int = 1) -> int:

@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, Final, TypeVar
 
-import structlog
-
 from natsblob.broker.cleanup import shielded
 from natsblob.broker.jetstream import MAX_SUBJECTS, SUBJECT
 from natsblob.broker.retry import retrying
@@ -21,7 +19,8 @@ from natsblob.digest import Digest
 from natsblob.errors import BlobCorruptError, BlobNotFoundError, UnavailableError
 from natsblob.hashing import ConcurrentHasher
 from natsblob.objectstore.bucket import Bucket
-from natsblob.objectstore.copies import UnreadableError, most_counted, newest_anywhere
+from natsblob.objectstore.copies import UnreadableError, most_counted, newer_elsewhere
+from natsblob.objectstore.expiry import has_expired
 from natsblob.objectstore.info import (
     MARKS_KEY,
     Entry,
@@ -35,8 +34,6 @@ from natsblob.objectstore.info import (
 )
 from natsblob.objectstore.reader import ChunkSource, exact_start_of, read_chunks
 from natsblob.objectstore.writer import Written, write_chunk, write_chunks
-
-log = structlog.get_logger("natsblob.objectstore")
 
 T = TypeVar("T")
 
@@ -80,13 +77,19 @@ class Objects:
         return Entry.decode(stored) if stored else None
 
     async def newest_anywhere(self, name: str) -> Entry | None:
-        """As `newest`; where the leader has none, as other copies have it.
+        """As `newest`; where the leader has none, or a delete marker, as the copy that has the newest.
 
         `UnreadableError` where the leader counts what nobody gives: a server answers "not found" also while
         its disk fails.
         """
-        if found := await self.newest(name) or (await self._elsewhere([name])).get(name):
-            return found
+        return await self._or_newer(name, await self.newest(name))
+
+    async def _or_newer(self, name: str, leads: Entry | None) -> Entry | None:
+        if leads and not leads.info.deleted:
+            return leads
+        newer = await newer_elsewhere(self.bucket, [name], {name: leads} if leads else {})
+        if newest := newer.get(name, leads):
+            return newest
         if not await self._jetstream.subjects(self._layout.stream, self._layout.meta(name)):
             return None
         if stored_meanwhile := await self.newest(name):
@@ -94,22 +97,6 @@ class Objects:
         raise UnreadableError(
             "metadata is there and cannot be read: look at the disk of the server that leads"
         )
-
-    async def _elsewhere(self, names: Sequence[str]) -> dict[str, Entry]:
-        """The newest metadata of `names`, which the leader does not have, as other copies have it.
-
-        Nothing but expiry takes the last metadata of a name away, so a leader without it has lost it.
-        """
-        if not names or not await self.bucket.is_replicated():
-            return {}
-        subjects = [self._layout.meta(name) for name in names]
-        newest = await newest_anywhere(self._jetstream, self._layout.stream, subjects)
-        if newest and (max_age := await self.bucket.max_age()):  # copies expire one by one
-            now = await self._jetstream.now(self._layout.stream)
-            newest = {subject: found for subject, found in newest.items() if now - found.time < max_age}
-        if newest:
-            log.warning("copy.damaged", objects=len(newest), advice="run `natsblob verify --replicas`")
-        return {entry.info.name: entry for entry in map(Entry.decode, newest.values())}
 
     async def find_many(self, names: Sequence[str], *, witness: str | None = None) -> dict[str, Entry]:
         """Those of `names` that exist, as `find` would tell.
@@ -128,7 +115,8 @@ class Objects:
                 for few in _groups(absent, _AT_ONCE):
                     confirmed = await asyncio.gather(*map(self.newest, few))
                     here.update((entry.info.name, entry) for entry in confirmed if entry)
-            here.update(await self._elsewhere([name for name in some if name not in here]))
+            absent = [name for name in some if name not in here or here[name].info.deleted]
+            here.update(await newer_elsewhere(self.bucket, absent, here))
             found.update((name, here[name]) for name in some if name in here and not here[name].info.deleted)
         return found
 
@@ -351,7 +339,7 @@ class Objects:
         """Remove an object and its chunks, and answer what was removed."""
         for _ in range(_RACES):
             leads = await self.newest(name)
-            entry = leads or await self.newest_anywhere(name)
+            entry = await self._or_newer(name, leads)
             if entry is None or entry.info.deleted:
                 raise BlobNotFoundError(f"no object {name!r}")
             marker = ObjectInfo(name=name, bucket=self.bucket.name, nuid=entry.info.nuid, deleted=True)
@@ -412,30 +400,9 @@ class Objects:
         newest = await self.newest_anywhere(info.name)
         if newest is None or newest.info.nuid != info.nuid or newest.info.deleted:
             raise BlobNotFoundError("the object was deleted or replaced while it was read")
-        if await self._has_expired(info):
+        if await has_expired(self.bucket, info):
             raise BlobNotFoundError("the chunks of the object have expired, and its metadata is about to")
         raise BlobCorruptError(f"{info.chunks - stored} of {info.chunks} chunks are not stored any more")
-
-    async def _has_expired(self, info: ObjectInfo) -> bool:
-        """Whether the first chunk, which goes first, is older than the bucket keeps messages."""
-        if await self.bucket.max_age() is None:
-            return False
-        marks = info.marks
-        return not marks or not marks.seqs or marks.seqs[0] < (await self.bucket.info()).state.first_seq
-
-    async def is_lasting(self, entry: Entry) -> bool:
-        """Whether the object stays for half of the time for which the bucket keeps messages, or for ever."""
-        max_age = await self.bucket.max_age()
-        if max_age is None:
-            return True
-        since = entry.modified
-        if entry.info.chunks:
-            marks = entry.info.marks
-            first = await self._jetstream.at(self._layout.stream, marks.seqs[0]) if marks else None
-            if first is None or first.subject != self._layout.chunks(entry.info.nuid):
-                return False
-            since = first.time
-        return await self._jetstream.now(self._layout.stream) - since < max_age / 2
 
 
 def believe(counted: int, most: int) -> None:

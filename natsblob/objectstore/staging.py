@@ -31,6 +31,7 @@ from natsblob.errors import (
     UploadExpiredError,
 )
 from natsblob.hashing import ConcurrentHasher
+from natsblob.objectstore.expiry import is_lasting
 from natsblob.objectstore.info import Entry
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.writer import Written
@@ -253,7 +254,7 @@ class Staging:
 
     async def _lasts(self, before: Entry, stage: str) -> bool:
         """Whether it can be acknowledged in place of this upload, or is this upload."""
-        return before.info.nuid == stage or await self._objects.is_lasting(before)
+        return before.info.nuid == stage or await is_lasting(self._objects.bucket, before)
 
     async def _name(self, written: Written, before: Entry | None) -> Committed:
         name = written.digest.hex

@@ -19,6 +19,7 @@ from natsblob.errors import (
 )
 from natsblob.hashing import ConcurrentHasher, digest_of_bytes
 from natsblob.objectstore.cache import EntryCache
+from natsblob.objectstore.expiry import is_lasting
 from natsblob.objectstore.info import Entry, digest_of
 from natsblob.objectstore.names import END, Names
 from natsblob.objectstore.objects import Objects
@@ -179,7 +180,7 @@ class JetStreamStore:
     async def _lasting(self, digest: Digest) -> Entry | None:
         """The blob as `_own`, unless it is about to expire: to be acknowledged it has to be put anew."""
         entry = await self._own(digest)
-        return entry if entry and await self._objects.is_lasting(entry) else None
+        return entry if entry and await is_lasting(self._objects.bucket, entry) else None
 
     async def _leads(self, link: Entry) -> bool:
         try:
@@ -209,7 +210,7 @@ class JetStreamStore:
             else:
                 self._cache.add(entry, looked_up_at)
                 return info_of(written.digest, entry, created=True)
-            if before is not None and before.is_content and await self._objects.is_lasting(before):
+            if before is not None and before.is_content and await is_lasting(self._objects.bucket, before):
                 await shielded(self._objects.drop(written.nuid))
                 return info_of(written.digest, before)
             if before is not None and written.chunks and before.seq > written.marks.seqs[0]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from random import Random
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from natsblob.broker.connection import Connection
 from natsblob.broker.publish import PublishWindow
+from natsblob.client.client import Client
 from natsblob.digest import Digest
-from natsblob.errors import BlobError, BlobNotFoundError
+from natsblob.errors import BlobError, BlobNotFoundError, DeadlineError
 from natsblob.wire import CommitRequest, Opened, marks_of
 from tests.simulation.faults import Faults
-from tests.simulation.history import Call, History, Verb
+from tests.simulation.history import CLIENT, REQUEST_TIMEOUT, Call, History, Verb
 from tests.simulation.stream import ViolationError
 from tests.simulation.worker import CHUNK, Worker
 
@@ -57,6 +58,9 @@ class Caller:
         self._blobs = blobs
         self._history = history
         self._deletes = deletes
+        self._client = Client(connection, prefix="blob", timeout=REQUEST_TIMEOUT)
+        self._clients = 0.5
+        """How often it is an application, which has the SDK, and not a request that is a call."""
 
     async def run(self, calls: int) -> None:
         for _ in range(calls):
@@ -68,6 +72,9 @@ class Caller:
             )
 
     async def do(self, verb: str, blob: Blob) -> None:
+        if verb in ("put", "get", "has", "delete") and self._random.random() < self._clients:
+            await self._do_as_client(verb, blob)
+            return
         match verb:
             case "put":
                 await self._call("put", blob, lambda worker: self._put(worker, blob), "inline")
@@ -83,6 +90,41 @@ class Caller:
                 await self._call("delete", blob, lambda worker: worker.store.delete(blob.digest), "")
             case "collect":
                 await self._call("collect", blob, lambda worker: worker.collector.collect(), "")
+
+    async def _do_as_client(self, verb: str, blob: Blob) -> None:
+        """Through the SDK and over the wire, as applications do."""
+        match verb:
+            case "put":
+                expected = blob.digest if self._random.random() < 0.5 else None
+                source = blob.data if self._random.random() < 0.5 else self._source(blob.data)
+                await self._client_call("put", blob, self._client.put(source, digest=expected))
+            case "get":
+                await self._client_call("get", blob, self._client_get(blob))
+            case "has":
+                await self._client_call("has", blob, self._client.has(blob.digest))
+            case "delete":
+                await self._client_call("delete", blob, self._client.delete(blob.digest))
+
+    async def _client_get(self, blob: Blob) -> bool:
+        if await self._client.get(blob.digest) != blob.data:
+            raise ViolationError(f"wrong bytes of blob {blob.number} were delivered by the client")
+        return True
+
+    async def _client_call(self, verb: Verb, blob: Blob, work: Coroutine[Any, Any, object]) -> None:
+        call = self._begin(verb, blob, CLIENT)
+        given = 20.0 * self._random.random() if self._random.random() < self._faults.cancels else None
+        try:
+            async with asyncio.timeout(given):
+                result = await work
+            if verb in ("get", "has"):
+                call.found = bool(result)
+        except TimeoutError:
+            call.error = DeadlineError("the caller did not wait for it")
+        except BlobNotFoundError as error:
+            call.error, call.found = error, False
+        except BlobError as error:
+            call.error = error
+        call.ended = asyncio.get_running_loop().time()
 
     async def _call(
         self, verb: Verb, blob: Blob, work: Callable[[Worker], Awaitable[object]], how: str

@@ -13,7 +13,7 @@ from unittest import mock
 import structlog
 
 from natsblob.broker import cleanup
-from natsblob.objectstore import objects
+from natsblob.objectstore import copies
 
 
 def _drop(*_: object) -> str:
@@ -61,7 +61,7 @@ def deterministic(seed: int) -> Iterator[None]:
         with (
             mock.patch.object(secrets, "_sysrand", random.Random(seed)),
             mock.patch.object(cleanup, "log", _SILENT),
-            mock.patch.object(objects, "log", _SILENT),
+            mock.patch.object(copies, "log", _SILENT),
         ):
             yield
     finally:

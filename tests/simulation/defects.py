@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Final
 from unittest import mock
 
 from natsblob.broker.message import Message
 from natsblob.broker.publish import PublishWindow
 from natsblob.maintenance.collect import Collector
-from natsblob.objectstore import objects
+from natsblob.objectstore import objects, staging
 from natsblob.objectstore.info import Entry
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.reader import ChunkSource
 from natsblob.objectstore.staging import Decided, Decision, Staging
+from natsblob.store import jetstream
 from tests.simulation.faults import Faults
 
 Plant = Callable[[], AbstractContextManager[object]]
@@ -38,10 +39,10 @@ def _missing_is_not_confirmed() -> AbstractContextManager[object]:
 
 
 def _damaged_leader_is_believed() -> AbstractContextManager[object]:
-    async def elsewhere(self: Objects, names: Any) -> dict[str, Entry]:
+    async def newer(*_: object) -> dict[str, Entry]:
         return {}
 
-    return mock.patch.object(Objects, "_elsewhere", elsewhere)
+    return mock.patch.object(objects, "newer_elsewhere", newer)
 
 
 def _collection_believes_a_damaged_leader() -> AbstractContextManager[object]:
@@ -52,10 +53,13 @@ def _collection_believes_a_damaged_leader() -> AbstractContextManager[object]:
 
 
 def _no_renewal() -> AbstractContextManager[object]:
-    async def is_lasting(self: Objects, entry: Entry) -> bool:
+    async def is_lasting(*_: object) -> bool:
         return True
 
-    return mock.patch.object(Objects, "is_lasting", is_lasting)
+    planted = ExitStack()
+    for module in (staging, jetstream):
+        planted.enter_context(mock.patch.object(module, "is_lasting", is_lasting))
+    return planted
 
 
 def _abort_without_decision() -> AbstractContextManager[object]:

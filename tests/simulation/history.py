@@ -24,6 +24,11 @@ REQUEST_TIMEOUT: Final = 60.0
 _CLEANUP: Final = 16.0
 """Seconds that cleanups may take after that: three in a row, each with its own bound."""
 
+CLIENT: Final = "client"
+"""How a call was made that went through the SDK: its requests are repeated, and may arrive late."""
+_TRANSFER: Final = 900.0
+"""Seconds for a put or get by a client, which goes on for as long as there is progress."""
+
 Verb = Literal["put", "get", "has", "delete", "abort", "collect"]
 _PASSING: Final = (UnavailableError, DeadlineError, BusyError, InsufficientStorageError)
 _HARMLESS: Final[dict[Verb, tuple[type[BlobError], ...]]] = {
@@ -56,7 +61,7 @@ class Call:
     @property
     def may_act_until(self) -> float:
         """The outcome of a call that failed is not known, and what it sent may arrive later."""
-        settled = self.error is None or isinstance(self.error, BlobNotFoundError)
+        settled = self.how != CLIENT and (self.error is None or isinstance(self.error, BlobNotFoundError))
         return self.ended if settled else math.inf
 
     def __str__(self) -> str:
@@ -121,7 +126,9 @@ class History:
     def _check_outcome(self, call: Call) -> None:
         if call.ended == math.inf:
             raise ViolationError(f"a call was not answered:\n{call}")
-        if call.how != "staged" and call.ended - call.began > REQUEST_TIMEOUT + _CLEANUP:
+        is_transfer = call.how == CLIENT and call.verb in ("put", "get")
+        allowed = _TRANSFER if is_transfer else REQUEST_TIMEOUT + _CLEANUP
+        if call.how != "staged" and call.ended - call.began > allowed:
             raise ViolationError(f"a call was answered after its deadline:\n{call}")
         if isinstance(call.error, BlobError) and not isinstance(call.error, _HARMLESS[call.verb]):
             raise ViolationError(f"a call failed in a way that nothing explains:\n{call}") from call.error

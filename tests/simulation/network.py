@@ -25,7 +25,7 @@ _LATE: Final = 8.0
 class Peer(Protocol):
     """Who takes what clients publish."""
 
-    def take(self, client: SimulatedClient, message: Message) -> None: ...
+    def take(self, message: Message) -> None: ...
 
 
 class SimulatedClient:
@@ -38,7 +38,7 @@ class SimulatedClient:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._subscriptions: dict[int, tuple[str, Handler]] = {}
+        self._subscriptions: dict[int, tuple[str, str, Handler]] = {}
         self._next_sid = 0
         self.is_connected = True
         self.is_dead = False
@@ -73,7 +73,7 @@ class SimulatedClient:
 
     async def subscribe_direct(self, subject: str, handler: Handler, queue: str = "") -> int:
         self._next_sid += 1
-        self._subscriptions[self._next_sid] = (subject, handler)
+        self._subscriptions[self._next_sid] = (subject, queue, handler)
         return self._next_sid
 
     async def unsubscribe_direct(self, sid: int) -> None:
@@ -87,12 +87,16 @@ class SimulatedClient:
             return
         window, _, index = message.subject.rpartition(".")
         self._unanswered.get(window, set()).discard(index)
-        for pattern, handler in list(self._subscriptions.values()):
+        for pattern, _, handler in list(self._subscriptions.values()):
             if matches(pattern, message.subject):
                 handler(message)
 
-    def hears(self, subject: str) -> bool:
-        return any(matches(pattern, subject) for pattern, _ in self._subscriptions.values())
+    def hears(self, subject: str, *, in_queue: bool = False) -> bool:
+        """Whether the server would send it here; of those that are in a queue group only one hears it."""
+        if self.is_dead or not self.is_connected:
+            return False
+        groups = [queue for pattern, queue, _ in self._subscriptions.values() if matches(pattern, subject)]
+        return any(bool(queue) == in_queue for queue in groups)
 
 
 def matches(pattern: str, subject: str) -> bool:
@@ -126,7 +130,17 @@ class Network:
 
     def to_server(self, client: SimulatedClient, message: Message) -> None:
         if self._server is not None:
-            self._carry((client, "out"), self._server.take, client, message)
+            self._carry((client, "out"), self._server.take, message)
+
+    def route(self, message: Message) -> bool:
+        """Send to all who listen, and to one of those in a queue group; whether there is anybody."""
+        hearers = [client for client in self.clients if client.hears(message.subject)]
+        members = [client for client in self.clients if client.hears(message.subject, in_queue=True)]
+        if members:
+            hearers.append(self._random.choice(members))
+        for client in hearers:
+            self.to_client(client, message)
+        return bool(hearers)
 
     def to_client(self, client: SimulatedClient, message: Message) -> None:
         self._carry((client, "in"), client.deliver, message)

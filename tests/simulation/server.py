@@ -13,7 +13,7 @@ import msgspec
 from natsblob.broker.jetstream import EXPECTED_LAST
 from natsblob.broker.message import DESCRIPTION, Message
 from natsblob.wire import MESSAGE_ID, STATUS, Headers
-from tests.simulation.network import Network, SimulatedClient, matches
+from tests.simulation.network import Network, matches
 from tests.simulation.stream import Copy, Record, Stream, ViolationError
 
 _EPOCH: Final = datetime(2030, 1, 1, tzinfo=UTC)
@@ -42,22 +42,22 @@ class Server:
         """Subjects on which a message is not decided, and its id."""
         self._ingest = f"blob.chunk.{stream.layout.bucket}."
 
-    def take(self, client: SimulatedClient, message: Message) -> None:
+    def take(self, message: Message) -> None:
         self.expire()
         subject = message.subject
         if subject.startswith(_API):
-            self._call(client, message, subject.removeprefix(_API))
+            self._call(message, subject.removeprefix(_API))
         elif subject.startswith((self._ingest, "$O.")):
-            for other in self._network.clients:
-                if other.hears(subject):
-                    self._network.to_client(other, message)
-            self._store(client, message)
+            self._network.route(message)
+            self._store(message)
+        elif not self._network.route(message):
+            self._send(message.reply, b"", {STATUS: "503"})
 
     def expire(self) -> None:
         self.stream.expire(at=asyncio.get_running_loop().time(), stamp=self._now())
 
-    def _store(self, client: SimulatedClient, message: Message) -> None:
-        if not self._available(client, message, as_ack=True):
+    def _store(self, message: Message) -> None:
+        if not self._available(message, as_ack=True):
             return
         subject = message.subject
         if subject.startswith(self._ingest):
@@ -66,53 +66,53 @@ class Server:
             in_process = self._in_process.get(subject)
             if in_process is not None:
                 is_same = in_process == message.headers.get(MESSAGE_ID)
-                self._answer(client, message.reply, _error(*(_SAME_IN_PROCESS if is_same else _IN_PROCESS)))
+                self._answer(message.reply, _error(*(_SAME_IN_PROCESS if is_same else _IN_PROCESS)))
                 return
             if self._random.random() < self._network.faults.undecided:
                 self._in_process[subject] = message.headers.get(MESSAGE_ID, "")
                 delay = _UNDECIDED * self._random.random()
-                asyncio.get_running_loop().call_later(delay, self._decide, client, message, subject)
+                asyncio.get_running_loop().call_later(delay, self._decide, message, subject)
                 return
-        self._append(client, message, subject)
+        self._append(message, subject)
 
-    def _decide(self, client: SimulatedClient, message: Message, subject: str) -> None:
+    def _decide(self, message: Message, subject: str) -> None:
         del self._in_process[subject]
-        self._append(client, message, subject)
+        self._append(message, subject)
 
-    def _append(self, client: SimulatedClient, message: Message, subject: str) -> None:
+    def _append(self, message: Message, subject: str) -> None:
         now = asyncio.get_running_loop().time()
         outcome = self.stream.append(
             subject, message.headers, message.data, at=now, stamp=now + self.clock_offset
         )
         if len(outcome) == 3:
-            self._answer(client, message.reply, _error(*outcome))
+            self._answer(message.reply, _error(*outcome))
         else:
             seq, duplicate = outcome
             ack = {"stream": self.stream.layout.stream, "seq": seq, "duplicate": duplicate}
-            self._answer(client, message.reply, ack)
+            self._answer(message.reply, ack)
 
-    def _call(self, client: SimulatedClient, message: Message, operation: str) -> None:
+    def _call(self, message: Message, operation: str) -> None:
         stream = self.stream.layout.stream
         verb, _, rest = operation.partition(f".{stream}")
         if verb == "DIRECT.GET":
-            self._read(client, message, rest.removeprefix("."))
+            self._read(message, rest.removeprefix("."))
             return
-        if not self._available(client, message, as_ack=False):
+        if not self._available(message, as_ack=False):
             return
         body = msgspec.json.decode(message.data) if message.data else {}
         answers = {"STREAM.INFO": self._info, "STREAM.PURGE": self._purge, "STREAM.MSG.GET": self._message}
-        self._answer(client, message.reply, answers[verb](body))
+        self._answer(message.reply, answers[verb](body))
 
-    def _available(self, client: SimulatedClient, message: Message, *, as_ack: bool) -> bool:
+    def _available(self, message: Message, *, as_ack: bool) -> bool:
         random = self._random
         if self.has_leader and random.random() >= self._network.faults.refused:
             return True
         if not self.has_leader and random.random() < 0.5:
             return False  # a request to a stream without a leader is often not answered at all
         if random.random() < 0.5:
-            self._send(client, message.reply, b"", {STATUS: "503"})
+            self._send(message.reply, b"", {STATUS: "503"})
         else:
-            self._answer(client, message.reply, _error(*_PASSING[random.randrange(2) if as_ack else 0]))
+            self._answer(message.reply, _error(*_PASSING[random.randrange(2) if as_ack else 0]))
         return False
 
     def _info(self, body: dict[str, Any]) -> object:
@@ -150,41 +150,39 @@ class Server:
         }
         return {"message": stored}
 
-    def _read(self, client: SimulatedClient, message: Message, last_of: str) -> None:
+    def _read(self, message: Message, last_of: str) -> None:
         """A direct read, by whichever replica takes it."""
         random = self._random
         number = random.randrange(len(self.stream.replicas))
         copy = self.stream.at_replica(number, asyncio.get_running_loop().time())
         if random.random() < self._network.faults.refused:
-            self._send(client, message.reply, b"", {STATUS: "408", DESCRIPTION: "Bad Request"})
+            self._send(message.reply, b"", {STATUS: "408", DESCRIPTION: "Bad Request"})
             return
         body: dict[str, Any] = {} if last_of else msgspec.json.decode(message.data)
         if "multi_last" in body:
             found = [record for subject in body["multi_last"] if (record := copy.last(subject)) is not None]
-            self._frames(client, message.reply, copy, sorted(found, key=lambda record: record.seq), 0)
+            self._frames(message.reply, copy, sorted(found, key=lambda record: record.seq), 0)
         elif "batch" in body:
             if body["batch"] > self._network.max_pending and "max_bytes" not in body:
                 raise ViolationError(f"{body['batch']} chunks were asked for at once, without flow control")
             found = copy.first_from(body["next_by_subj"], body["seq"])
             counted = copy.counted(body["next_by_subj"]) if body["seq"] <= 1 else len(found)
             most = _FIT if "max_bytes" in body else body["batch"]
-            self._frames(client, message.reply, copy, found[:most], counted)
+            self._frames(message.reply, copy, found[:most], counted)
         else:
             single = copy.last(last_of) if last_of else copy.at(body["seq"])
             if single is None:
-                self._send(client, message.reply, b"", {STATUS: "404", DESCRIPTION: "Message Not Found"})
+                self._send(message.reply, b"", {STATUS: "404", DESCRIPTION: "Message Not Found"})
             else:
-                self._frame(client, message.reply, single, None)
+                self._frame(message.reply, single, None)
 
-    def _frames(
-        self, client: SimulatedClient, reply: str, copy: Copy, records: list[Record], pending: int
-    ) -> None:
+    def _frames(self, reply: str, copy: Copy, records: list[Record], pending: int) -> None:
         if not records:
-            self._send(client, reply, b"", {STATUS: "404", DESCRIPTION: "Message Not Found"})
+            self._send(reply, b"", {STATUS: "404", DESCRIPTION: "Message Not Found"})
             return
         before = 0
         for number, record in enumerate(records, 1):
-            self._frame(client, reply, record, (max(0, pending - number), before))
+            self._frame(reply, record, (max(0, pending - number), before))
             before = record.seq
         end = {
             STATUS: "204",
@@ -193,11 +191,9 @@ class Server:
             "Nats-Num-Pending": str(max(0, pending - len(records))),
             "Nats-Last-Sequence": str(before),
         }
-        self._send(client, reply, b"", end)
+        self._send(reply, b"", end)
 
-    def _frame(
-        self, client: SimulatedClient, reply: str, record: Record, place: tuple[int, int] | None
-    ) -> None:
+    def _frame(self, reply: str, record: Record, place: tuple[int, int] | None) -> None:
         """A stored message; in a batch with how many come after it, and the sequence of the one before."""
         headers = {
             **record.headers,
@@ -208,14 +204,14 @@ class Server:
         }
         if place is not None:
             headers["Nats-Num-Pending"], headers["Nats-Last-Sequence"] = map(str, place)
-        self._send(client, reply, record.data, headers)
+        self._send(reply, record.data, headers)
 
-    def _answer(self, client: SimulatedClient, reply: str, body: object) -> None:
-        self._send(client, reply, msgspec.json.encode(body), {})
+    def _answer(self, reply: str, body: object) -> None:
+        self._send(reply, msgspec.json.encode(body), {})
 
-    def _send(self, client: SimulatedClient, reply: str, data: bytes, headers: Headers) -> None:
+    def _send(self, reply: str, data: bytes, headers: Headers) -> None:
         if reply:
-            self._network.to_client(client, Message(reply, "", data, headers))
+            self._network.route(Message(reply, "", data, headers))
 
     def _leader(self) -> Copy:
         return self.stream.leader(asyncio.get_running_loop().time())

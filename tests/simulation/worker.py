@@ -1,23 +1,31 @@
-"""A worker of the simulation: the real store, staging, taps and collector on a simulated connection."""
+"""A worker of the simulation: everything real, from the endpoints to the collector, but the connections."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+import secrets
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
+from natsblob import telemetry, wire
 from natsblob.broker.connection import Connection
 from natsblob.broker.jetstream import JetStream
 from natsblob.errors import DeadlineError, NoRespondersError
 from natsblob.maintenance.collect import Collector
+from natsblob.metrics import Metrics
 from natsblob.objectstore.bucket import Bucket
 from natsblob.objectstore.cache import EntryCache
 from natsblob.objectstore.objects import Objects
+from natsblob.service.handlers import Handlers
+from natsblob.service.limits import Limits
+from natsblob.service.replies import Replies
 from natsblob.service.tap import Taps
 from natsblob.service.uploads import DirectUploads
+from natsblob.service.worker import Worker as Service
 from natsblob.store.jetstream import UPLOAD_EXPIRY, JetStreamStore
+from natsblob.telemetry import Telemetry
 from tests.simulation.history import REQUEST_TIMEOUT
 from tests.simulation.network import Network, SimulatedClient
 
@@ -27,6 +35,28 @@ BUCKET: Final = "blobs"
 CHUNK: Final = 16
 WINDOW: Final = 4
 """Chunks in a window, so that a few chunks fill several."""
+SUBJECTS: Final = wire.Subjects("blob")
+CAPS: Final = wire.Caps(
+    version=wire.PROTOCOL_VERSION,
+    bucket=BUCKET,
+    backend="jetstream",
+    replicas=3,
+    chunk_size=CHUNK,
+    window=WINDOW,
+    max_inline=2 * CHUNK,
+    max_blob=1024 * 1024,
+    max_batch=wire.MAX_BATCH,
+    features=["stream", "range", "batch", "staged", "resume", "direct"],
+)
+_METRICS: Final = Metrics()
+
+
+class _Untold:
+    """Telemetry that nobody reads. What is no `BlobError` is not made one: it ends the schedule."""
+
+    @contextmanager
+    def request(self, verb: str, headers: object = None) -> Iterator[telemetry.Request]:
+        yield telemetry.Request(verb)
 
 
 @dataclass(eq=False)
@@ -34,7 +64,9 @@ class Worker:
     """A process: when it crashes, its calls end where they are and its connection is silent."""
 
     connection: Connection
+    """To the storage; requests come in on another one."""
     client: SimulatedClient
+    front: SimulatedClient
     store: JetStreamStore
     uploads: DirectUploads
     collector: Collector
@@ -46,18 +78,32 @@ class Worker:
     @classmethod
     async def start(cls, network: Network, *, crash_at: int | None = None) -> Worker:
         connection, client = await network.connect()
+        answering, front = await network.connect()
         bucket = Bucket(JetStream(connection), BUCKET, "blob")
         objects = Objects(bucket, chunk_size=CHUNK, window_bytes=CHUNK * WINDOW)
         lifetime = AsyncExitStack()
         cache = EntryCache(bucket.layout, clock=asyncio.get_running_loop().time)
-        await lifetime.enter_async_context(cache.listening(connection))
+        await lifetime.enter_async_context(cache.listening(answering))
         store = JetStreamStore(objects, cache)
         taps = await lifetime.enter_async_context(Taps(connection))
+        commit_at = SUBJECTS.commit_at(secrets.token_hex(8))
         uploads = DirectUploads(
-            store, taps, commit_subject="", chunk_size=CHUNK, window=WINDOW, expiry=UPLOAD_EXPIRY
+            store, taps, commit_subject=commit_at, chunk_size=CHUNK, window=WINDOW, expiry=UPLOAD_EXPIRY
         )
+        limits = Limits(_METRICS, max_requests=64, max_bytes=1024 * 1024)
+        service = Service(
+            answering,
+            Replies(answering, _METRICS, ("_INBOX.",)),
+            limits,
+            cast("Telemetry", _Untold()),
+            handlers=Handlers(store, uploads, limits, CAPS).by_subject(SUBJECTS),
+            prefix="blob",
+            queue="natsblob",
+            request_timeout=REQUEST_TIMEOUT,
+        )
+        await lifetime.enter_async_context(service.serving((commit_at, SUBJECTS.commit)))
         collector = Collector(objects, expiry=UPLOAD_EXPIRY, interval=3600)
-        worker = cls(connection, client, store, uploads, collector, lifetime, crash_at)
+        worker = cls(connection, client, front, store, uploads, collector, lifetime, crash_at)
         client.on_step = worker._step
         return worker
 
@@ -88,7 +134,7 @@ class Worker:
 
     def _step(self, steps: int) -> None:
         if self.crash_at is not None and steps >= self.crash_at and not self.client.is_dead:
-            self.client.is_dead = True
+            self.client.is_dead = self.front.is_dead = True
             self.crashed.set()
             for task in self._calls:
                 asyncio.get_running_loop().call_soon(task.cancel)
@@ -98,4 +144,5 @@ class Worker:
                 asyncio.get_running_loop().call_soon(task.cancel)
 
     async def stop(self) -> None:
+        """Answer what has been taken, and end."""
         await self._lifetime.aclose()
