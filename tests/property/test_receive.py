@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from natsblob.broker.message import MALFORMED, MAX_HEADERS, parse_headers
-from natsblob.broker.receive import Cutter
+from natsblob.broker.receive import LANDING, Cutter
 from natsblob.wire import STATUS
 
 # nats-server takes any bytes as a subject but those that separate its words: not even vertical tabs.
@@ -33,7 +33,7 @@ class Sent(NamedTuple):
 
 
 payloads = st.binary(max_size=60) | st.sampled_from(
-    [b"MSG a 1 3\r\nabc\r\n", b"\r\n", b"PING\r\n", bytes(3000)]
+    [b"MSG a 1 3\r\nabc\r\n", b"\r\n", b"PING\r\n", bytes(3000), bytes(LANDING - 20), bytes(2 * LANDING)]
 )
 messages = st.builds(
     Sent,
@@ -48,7 +48,10 @@ lines = st.sampled_from(
 )
 
 
-@given(sent=st.lists(messages | lines, max_size=8), cuts=st.lists(st.integers(1, 300), max_size=30))
+@given(
+    sent=st.lists(messages | lines, max_size=8),
+    cuts=st.lists(st.integers(1, 300) | st.just(LANDING), max_size=30),
+)
 @example(sent=[Sent(1, b"a\x0bb", b"_INBOX.a\x0cb", b"", b"x")], cuts=[])
 @example(sent=[Sent(1, b"a", b"_INBOX.\x1c\x1d\x85\xa0", b"NATS/1.0\r\n\r\n", b"")], cuts=[1] * 30)
 def test_messages_come_out_as_they_went_in(sent: list[Sent | bytes], cuts: list[int]) -> None:
