@@ -23,6 +23,8 @@ from natsblob.broker.loop import loop_factory
 from natsblob.chunking import DEFAULT_CHUNK_SIZE
 
 _STAMP: Final = 16
+_PATIENCE: Final = 900.0
+"""Seconds for each request: a commit that comes with many others waits for its turn to be read back."""
 
 
 async def _content(size: int) -> AsyncIterator[bytes]:
@@ -47,7 +49,7 @@ async def _get(blobs: natsblob.Client, digest: str) -> str:
 async def main(url: str, verb: str, *given: str) -> None:
     meter = Meter({"self": [os.getpid()]})
     begun = perf_counter()
-    async with natsblob.connect(url) as blobs:
+    async with natsblob.connect(url, timeout=_PATIENCE) as blobs:
         if verb == "put":
             size, count = map(int, given)
             transfers = [_put(blobs, size) for _ in range(count)]

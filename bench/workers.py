@@ -27,14 +27,16 @@ from bench.meter import Meter, cpu_time
 from bench.peers.driver import Order
 from bench.processes import OURS, PeerProcess, running
 from bench.profiles import KIB, PLAIN
+from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.loop import loop_factory
 from natsblob.testing.servers import temporary_server
 from natsblob.testing.services import running_service
 
 _SIZE: Final = 4 * KIB
 _COUNT: Final = 3_000
-_AT_ONCE: Final = 64
-"""Requests under way for each worker: a busy one answers many that came in together for less each."""
+_AT_ONCE: Final = 256
+"""Requests under way for each worker: while one is stopped they gather there, and the other has to have
+enough left. A busy worker answers many that came together for less each."""
 _LOOKED_AT_EVERY: Final = 0.002
 _SAVED: Final = 0.02
 """Seconds of CPU time that a worker may be behind its share."""
@@ -84,31 +86,34 @@ async def run(share: float, workers: Sequence[int], clients: int, rounds: int) -
         for number in range(rounds):
             for several in workers if number % 2 == 0 else reversed(workers):
                 _tell(f"round {number + 1} of {rounds}: {several} workers")
-                async with (
-                    running_service(server.url, workers=several) as service,
-                    running([kind] * clients, server.url) as peers,
-                ):
-                    pids = [worker.pid for worker in service]
-                    order = Order(
-                        "put", _SIZE, _COUNT, several * _AT_ONCE // clients, f"run{number}-{several}"
-                    )
-                    await _ordered(peers, Order("put", _SIZE, 200, 64, f"warm{number}-{several}"))
-                    async with held(pids, share):
-                        for verb in _VERBS:
-                            meter = Meter({"workers": pids, "server": [server.pid]})
-                            seconds = await _ordered(peers, replace(order, verb=verb))
-                            used = meter.read()
-                            results.append(
-                                {
-                                    "workers": several,
-                                    "verb": verb,
-                                    "rate": clients * _COUNT / seconds,
-                                    "busy": used["workers"].cpu / seconds,
-                                    "server_busy": used["server"].cpu / seconds,
-                                }
-                            )
-                    await _ordered(peers, replace(order, verb="clear"))
+                lanes = several * _AT_ONCE // clients
+                order = Order("put", _SIZE, _COUNT, lanes, f"run{number}-{several}")
+                async with running([kind] * clients, server.url) as peers:
+                    for verb in _VERBS:
+                        one = await _measured(server, peers, replace(order, verb=verb), several, share)
+                        results.append({"workers": several, "verb": verb, **one})
+                    async with running_service(server.url):
+                        await _ordered(peers, replace(order, verb="clear"))
     return results
+
+
+async def _measured(
+    server: EmbeddedServer, peers: Sequence[PeerProcess], order: Order, workers: int, share: float
+) -> dict[str, float]:
+    """By new workers, which know no blob: of two that were there before, each would know half of them."""
+    service = running_service(server.url, workers=workers, max_requests=8 * _AT_ONCE)
+    async with service as running_workers:
+        pids = [worker.pid for worker in running_workers]
+        await _ordered(peers, Order("put", _SIZE, 200, 64, f"warm{order.run}-{order.verb}"))
+        async with held(pids, share):
+            meter = Meter({"workers": pids, "server": [server.pid]})
+            seconds = await _ordered(peers, order)
+            used = meter.read()
+    return {
+        "rate": len(peers) * order.count / seconds,
+        "busy": used["workers"].cpu / seconds,
+        "server_busy": used["server"].cpu / seconds,
+    }
 
 
 async def _ordered(peers: Sequence[PeerProcess], order: Order) -> float:
