@@ -75,12 +75,12 @@ class Frames:
 
     async def _enter(self, reply: str, chunks: range) -> None:
         """Wait while too much is on its way to this client: frames come without flow control."""
-        await self._service.slots.enter(reply)
+        await self._service.windows.enter(reply)
         self._awaited[reply] = set(chunks)
 
     def _leave(self, reply: str) -> None:
         if self._awaited.pop(reply, None) is not None:
-            self._service.slots.leave(reply)
+            self._service.windows.leave(reply)
 
     def place(self, frame: Message) -> int | None:
         index = wire.chunk_index(frame.headers)
@@ -89,7 +89,7 @@ class Frames:
         claimed = frame.headers.get(wire.SUM)
         if self._check and claimed is not None and claimed != wire.chunk_sum(frame.data):
             return None
-        self._service.slots.hear(frame.subject)
+        self._service.windows.hear(frame.subject)
         missing = self._awaited.get(frame.subject, set())
         missing.discard(index)
         if not missing:

@@ -19,6 +19,12 @@ T = TypeVar("T")
 
 FIRST_ATTEMPT: Final = 5.0
 """Seconds after which a request is repeated; doubled each time. A worker may have died with it."""
+WINDOWS_AT_ONCE: Final = 4
+"""Windows of frames on their way to one client, of 8 MiB each at most: they come without flow control, and a
+server disconnects the client for which more than 64 MiB wait (`max_pending`)."""
+UPLOADS_AT_ONCE: Final = 8
+"""Blobs that one client stages at a time, as many as one worker watches: others it has to read back before it
+can commit them."""
 
 
 class Service:
@@ -32,7 +38,8 @@ class Service:
         self.connection = connection
         self.subjects = wire.Subjects(prefix)
         self.timeout = timeout
-        self.slots = Slots()
+        self.windows = Slots(WINDOWS_AT_ONCE)
+        self.uploads = Slots(UPLOADS_AT_ONCE)
         self._caps: Caps | None = None
 
     async def once(

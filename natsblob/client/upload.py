@@ -92,6 +92,13 @@ class Upload:
         return decoded(reply, Info)
 
     async def _put_staged(self, blocks: AsyncIterable[Block]) -> Info:
+        await self._service.uploads.enter(self)
+        try:
+            return await self._put_in_turn(blocks)
+        finally:
+            self._service.uploads.leave(self)
+
+    async def _put_in_turn(self, blocks: AsyncIterable[Block]) -> Info:
         opened = await self._open()
         if isinstance(opened, Info):
             return opened
@@ -130,6 +137,7 @@ class Upload:
                 raise TooLargeError(f"a blob has at most {self._caps.max_blob} bytes here")
             await hasher.update(chunk)
             await self._accepted(window.send(chunk))
+            self._service.uploads.hear(self)
             self._gauge.at(window.answered * opened.chunk_size)
         digest = self._checked(await hasher.digest())
         await self._accepted(window.finish())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -26,6 +26,7 @@ from natsblob.broker.translate import LostRaceError
 from natsblob.chunking import Hashed
 from natsblob.errors import (
     BadRequestError,
+    BusyError,
     ConflictError,
     DigestMismatchError,
     UploadExpiredError,
@@ -38,7 +39,9 @@ from natsblob.objectstore.writer import Written
 from natsblob.wire import CommitRequest, Marks, marks_of
 
 READ_BACK_AT_ONCE: Final = 4
-"""Uploads read back at a time in one worker, each by a window of chunks; more wait their turn."""
+"""Uploads read back at a time in one worker, each by a window of chunks."""
+_TURN: Final = 5.0
+"""Seconds that others wait for their turn, before their clients are asked to ask again."""
 
 
 class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -78,7 +81,7 @@ class Staging:
         messages = self._jetstream.messages(
             self._layout.stream, self._layout.chunks(stage), count=count, batch=self._objects.window
         )
-        async with self._reading_back:
+        async with self._turn_to_read():
             indexes = [wire.chunk_index(stored.headers) async for stored in messages]
         return sorted({index for index in indexes if index is not None})
 
@@ -164,7 +167,7 @@ class Staging:
         ):
             written = Written(stage, seen.size, seen.chunks, seen.chunk_size, seen.digest, marks, _now())
         else:
-            async with self._reading_back:
+            async with self._turn_to_read():
                 written = await self._read_back(stage, request, count)
         if request.digest is not None and written.digest != request.digest:
             if written.nuid != stage:
@@ -172,6 +175,19 @@ class Staging:
             await self._drop_unless_committed(stage)
             raise DigestMismatchError("the bytes are not those of the declared digest; nothing is stored")
         return written
+
+    @asynccontextmanager
+    async def _turn_to_read(self) -> AsyncIterator[None]:
+        """A place among those that read back; `BusyError`, rather than wait on, where none is free soon."""
+        try:
+            async with asyncio.timeout(_TURN):
+                await self._reading_back.acquire()
+        except TimeoutError:
+            raise BusyError("other uploads are being read back; ask again", retry_after_ms=1000) from None
+        try:
+            yield
+        finally:
+            self._reading_back.release()
 
     async def _marks_hold(self, stage: str, marks: Marks, chunks: int) -> bool:
         """Whether the chunks lie where the client says: readers are sent there without a further look.

@@ -21,6 +21,7 @@ from natsblob.broker.connection import Access, connect
 from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.jetstream import JetStream
 from natsblob.client.download import part_path
+from natsblob.client.service import UPLOADS_AT_ONCE
 from natsblob.digest import Digest
 from natsblob.errors import (
     BadRangeError,
@@ -77,7 +78,8 @@ async def blobs(service: str) -> AsyncIterator[natsblob.Client]:
 def assert_nothing_leaked(client: natsblob.Client) -> None:
     service = client._service
     assert service.connection._waiting == {}
-    assert service.slots._heard_at == {}
+    assert service.windows._heard_at == {}
+    assert service.uploads._heard_at == {}
 
 
 def names_in(folder: Path) -> list[str]:
@@ -523,6 +525,20 @@ async def two_workers(server: EmbeddedServer, name: str) -> AsyncIterator[tuple[
         natsblob.connect(server.url, prefix=f"test.{name}") as blobs,
     ):
         yield blobs, [worker.pid for worker in workers]
+
+
+async def test_uploads_whose_source_is_slow_keep_nobody_waiting(blobs: natsblob.Client) -> None:
+    end = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield os.urandom(2_000_000)
+        await end.wait()
+
+    waiting = [asyncio.create_task(blobs.put(slow())) for _ in range(UPLOADS_AT_ONCE)]
+    async with asyncio.timeout(60):
+        assert (await blobs.put(os.urandom(2_000_000))).created
+        end.set()
+        await asyncio.gather(*waiting)
 
 
 @pytest.mark.parametrize("victim", [0, 1])

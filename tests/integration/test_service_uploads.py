@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+import natsblob
 from natsblob.broker.embedded import EmbeddedServer
+from natsblob.objectstore.staging import Staging
+from natsblob.service.tap import MAX_TAPS
 from natsblob.testing.payloads import pattern
 from tests.integration.raw import CHUNK, Raw, Wire, pieces, service
 
@@ -136,6 +141,22 @@ async def test_a_chunk_with_malformed_headers_is_not_committed(
     assert (await upload.commit()).code == 400
     assert await raw.names() == 0
     await raw.still_answers()
+
+
+async def test_many_puts_of_one_client_take_turns_so_that_a_worker_can_watch_them_all(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_back: list[str] = []
+    original = Staging._read_back
+
+    async def noted(self: Staging, stage: str, *arguments: Any) -> Any:
+        read_back.append(stage)
+        return await original(self, stage, *arguments)
+
+    monkeypatch.setattr(Staging, "_read_back", noted)
+    async with service(server.url) as raw, natsblob.connect(server.url, prefix=raw.prefix) as blobs:
+        await asyncio.gather(*(blobs.put(os.urandom(2_000_000)) for _ in range(3 * MAX_TAPS)))
+    assert read_back == []
 
 
 @pytest.mark.parametrize("endpoint", ["put.status", "put.commit"])
