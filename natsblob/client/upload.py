@@ -11,7 +11,7 @@ from natsblob import wire
 from natsblob.broker.cleanup import shielded
 from natsblob.broker.message import Message
 from natsblob.broker.publish import PublishWindow
-from natsblob.broker.retry import retrying
+from natsblob.broker.retry import delay, retrying
 from natsblob.chunking import MESSAGE_RESERVE, Block, rechunk
 from natsblob.client.progress import Gauge
 from natsblob.client.service import Service, decoded, has_field
@@ -30,6 +30,8 @@ from natsblob.wire import AbortRequest, Caps, CommitRequest, Info, Opened, OpenR
 
 RESTARTS: Final = 5
 """Times that an upload is begun again because the service has lost it, where the source allows that."""
+_SLOWER: Final = 4
+"""Attempts by which beginning again is slower than a repeated request: what lost it may need a moment."""
 COMMIT_ATTEMPT: Final = 10.0
 """Seconds for one commit, and more for what a worker that did not watch has to read back."""
 READ_BACK_RATE: Final = 64 * 1024 * 1024
@@ -64,9 +66,10 @@ class Upload:
 
     async def run(self) -> Info:
         """Put the blob, from the beginning again where the service has lost the upload."""
-        for _ in range(RESTARTS if self._source.repeatable else 0):
+        for number in range(RESTARTS if self._source.repeatable else 0):
             with suppress(UploadExpiredError):
                 return await self._put()
+            await asyncio.sleep(delay(number + _SLOWER))
         return await self._put()
 
     async def _put(self) -> Info:

@@ -158,8 +158,6 @@ _STORAGE: Final = (
             shape=shape,
             schedule=schedule,
             explained=_FULL,
-            # A nats-server answers "not found" for what it cannot read, and at R1 nobody else can be asked.
-            trusts_absence=(name, shape.replicas) != ("fails", 1),
         )
         for name, row, schedule in (
             ("full", "disk full", storage.fill_disk),
