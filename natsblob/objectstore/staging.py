@@ -32,6 +32,7 @@ from natsblob.errors import (
     UploadExpiredError,
 )
 from natsblob.hashing import ConcurrentHasher
+from natsblob.objectstore.copies import most_counted
 from natsblob.objectstore.expiry import is_lasting
 from natsblob.objectstore.info import Entry
 from natsblob.objectstore.objects import Objects
@@ -75,7 +76,7 @@ class Staging:
 
     async def stored(self, stage: str) -> list[int]:
         """The indexes of the chunks that are stored, ascending; `UploadExpiredError` where none are."""
-        count = await self._count(stage)
+        count = await self._count(stage, 1)
         if count == 0:
             raise _unknown()
         messages = self._jetstream.messages(
@@ -92,7 +93,7 @@ class Staging:
         read back. `DigestMismatchError` where they are not what the request says: they are dropped.
         `UploadExpiredError` where there are none, or where they are too old or were dropped.
         """
-        count = await self._count(stage)
+        count = await self._count(stage, request.chunks)
         if count == 0 and request.chunks > 0:
             return await self._settled_before(stage, request)
         try:
@@ -137,9 +138,16 @@ class Staging:
             await self._jetstream.publish(self._layout.decision(stage), drop, expected_last=decided.seq)
         return False
 
-    async def _count(self, stage: str) -> int:
+    async def _count(self, stage: str, expected: int) -> int:
+        """How many chunks are stored there, as the leader says, and others where it knows of too few.
+
+        A server that another has taken the lead from goes on answering until it hears of that.
+        """
         subject = self._layout.chunks(stage)
-        return (await self._jetstream.subjects(self._layout.stream, subject)).get(subject, 0)
+        count = (await self._jetstream.subjects(self._layout.stream, subject)).get(subject, 0)
+        if count < expected and await self._objects.bucket.is_replicated():
+            count = max(count, await most_counted(self._jetstream, self._layout.stream, subject))
+        return count
 
     async def _settled_before(self, stage: str, request: CommitRequest) -> Committed:
         """The outcome of an upload whose chunks are gone: the same content may be there already.

@@ -1,0 +1,48 @@
+"""A server that no longer leads, and has not heard of it, answers for the bucket as it was before."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from natsblob.broker.connection import Access, connect
+from natsblob.broker.jetstream import JetStream
+from natsblob.chunking import Hashed
+from natsblob.digest import Digest
+from natsblob.objectstore.bucket import Bucket, BucketConfig
+from natsblob.objectstore.info import new_nuid
+from natsblob.objectstore.objects import Objects
+from natsblob.objectstore.staging import Staging
+from natsblob.testing.payloads import cut, pattern
+from natsblob.testing.servers import temporary_cluster
+from natsblob.wire import CommitRequest, Marks, chunk_headers
+
+CHUNK = 1000
+DATA = pattern(3 * CHUNK - 1)
+
+
+@pytest.mark.parametrize("known", [0, 2])
+async def test_what_it_does_not_know_of_is_committed_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, known: int
+) -> None:
+    async with (
+        temporary_cluster() as cluster,
+        await connect(Access(servers=tuple(cluster.urls))) as connection,
+    ):
+        bucket = Bucket(JetStream(connection), "blobs", "blob")
+        await bucket.create(BucketConfig(name="blobs", replicas=3))
+        stage = new_nuid()
+        for index, chunk in enumerate(cut(DATA, CHUNK)):
+            headers = chunk_headers(stage, index, chunk)
+            await connection.request(bucket.chunk_subject(stage), chunk, headers=headers, timeout=10)
+
+        async def before(_: JetStream, __: str, subject: str) -> dict[str, int]:
+            return {subject: known} if known else {}
+
+        monkeypatch.setattr(JetStream, "subjects", before)
+        digest = Digest.of(DATA)
+        staging = Staging(Objects(bucket, chunk_size=CHUNK), expiry=timedelta(hours=1))
+        request = CommitRequest(stage, len(DATA), 3, digest, Marks(every=1, seqs=[1, 2, 3]))
+        seen = Hashed(digest, len(DATA), 3, CHUNK)
+        assert (await staging.commit(stage, request, seen)).entry.info.name == digest.hex
