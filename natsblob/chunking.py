@@ -5,7 +5,7 @@ Sizes and offsets are bytes, chunk indexes count from 0, and a blob of no bytes 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -62,13 +62,17 @@ def span(size: int, chunk_size: int, offset: int, wanted: int | None) -> Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Hashed:
-    """Chunks that somebody saw whole, each once and in order, and what they add up to."""
+class Seen:
+    """Chunks of an upload that a worker saw whole, each once and in order, and what they add up to."""
 
     digest: Digest
     size: int
     chunks: int
     chunk_size: int
+    sums: Sequence[int]
+    """The CRC-32 of each chunk, by index."""
+    seqs: Sequence[int] | None = None
+    """The stream sequence of each chunk, if the worker stored them itself: they lie there as it saw them."""
 
 
 Block: TypeAlias = bytes | memoryview

@@ -251,7 +251,16 @@ def chunk_headers(message_id_prefix: str, index: int, data: bytes | memoryview) 
 
 def chunk_sum(data: bytes | memoryview) -> str:
     """The `Blob-Sum` of a chunk: guards against accidents, not against intent."""
-    return f"crc32={zlib_ng.crc32(data):08x}"
+    return sum_header(crc32(data))
+
+
+def crc32(data: bytes | memoryview) -> int:
+    """The number in the `Blob-Sum` of a chunk."""
+    return zlib_ng.crc32(data)
+
+
+def sum_header(crc: int) -> str:
+    return f"crc32={crc:08x}"
 
 
 def chunk_index(headers: Headers) -> int | None:

@@ -23,7 +23,7 @@ from natsblob.broker.cleanup import shielded
 from natsblob.broker.jetstream import Stored
 from natsblob.broker.message import MALFORMED
 from natsblob.broker.translate import LostRaceError
-from natsblob.chunking import Hashed
+from natsblob.chunking import Seen
 from natsblob.errors import (
     BadRequestError,
     BusyError,
@@ -86,7 +86,7 @@ class Staging:
             indexes = [wire.chunk_index(stored.headers) async for stored in messages]
         return sorted({index for index in indexes if index is not None})
 
-    async def commit(self, stage: str, request: CommitRequest, seen: Hashed | None) -> Committed:
+    async def commit(self, stage: str, request: CommitRequest, seen: Seen | None) -> Committed:
         """Make the staged chunks the object that has their digest as its name.
 
         `seen` is what their digest was as they passed a worker, if it saw them all; otherwise they are
@@ -163,15 +163,16 @@ class Staging:
             return Committed(entry, created=False)
         raise _unknown()
 
-    async def _verified(self, stage: str, request: CommitRequest, seen: Hashed | None, count: int) -> Written:
+    async def _verified(self, stage: str, request: CommitRequest, seen: Seen | None, count: int) -> Written:
         """The staged chunks: as they were seen, else read back, and copied where they lie out of order."""
-        marks = request.marks
+        stored_here = seen is not None and seen.seqs is not None
+        marks = marks_of(seen.seqs) if seen and seen.seqs is not None else request.marks
         if (
             seen
             and marks
             and count == seen.chunks
             and (seen.size, seen.chunks) == (request.size, request.chunks)
-            and await self._marks_hold(stage, marks, count)
+            and (stored_here or await self._marks_hold(stage, marks, count))
         ):
             written = Written(stage, seen.size, seen.chunks, seen.chunk_size, seen.digest, marks, _now())
         else:

@@ -8,13 +8,14 @@ was not interrupted; and the commit compares their number with what the stream h
 from __future__ import annotations
 
 import asyncio
+from array import array
 from types import TracebackType
 from typing import Final, Self
 
 from natsblob import wire
 from natsblob.broker.connection import Connection
 from natsblob.broker.message import MALFORMED, Message
-from natsblob.chunking import Hashed
+from natsblob.chunking import Seen
 from natsblob.hashing import ConcurrentHasher
 from natsblob.service.limits import ByteBudget
 
@@ -38,6 +39,7 @@ class Tap:
         self._epoch = connection.epoch
         self._queue: asyncio.Queue[Message] = asyncio.Queue()
         self._hasher = ConcurrentHasher()
+        self._sums = array("I")
         self._broken = False
         self._chunk_size = 0
         self._size = 0
@@ -93,14 +95,16 @@ class Tap:
                 self._budget.release(len(self._queue.get_nowait().data))
 
     async def _hash(self, message: Message) -> None:
-        if message.headers.get(wire.SUM) not in (None, wire.chunk_sum(message.data)):
+        found = wire.crc32(message.data)
+        if message.headers.get(wire.SUM) not in (None, wire.sum_header(found)):
             self._broken = True
         else:
+            self._sums.append(found)
             await self._hasher.update(message.data)
             self._hashed += 1
         self._progress.set()
 
-    async def seen(self, chunks: int) -> Hashed | None:
+    async def seen(self, chunks: int) -> Seen | None:
         """What came past, once that is `chunks` chunks, or `None` where it is not."""
         while self.is_sure and self._hashed < chunks:
             self._progress.clear()
@@ -111,7 +115,7 @@ class Tap:
                 return None
         if not self.is_sure or self._taken != chunks:
             return None
-        return Hashed(await self._hasher.digest(), self._size, chunks, self._chunk_size)
+        return Seen(await self._hasher.digest(), self._size, chunks, self._chunk_size, self._sums)
 
 
 class Taps:
@@ -133,7 +137,7 @@ class Taps:
         task.add_done_callback(lambda _: self._ended(stage))
         await asyncio.wait({tap.ready, task}, return_when=asyncio.FIRST_COMPLETED)
 
-    async def seen(self, stage: str, chunks: int) -> Hashed | None:
+    async def seen(self, stage: str, chunks: int) -> Seen | None:
         """What was seen of an upload, where it was all of its `chunks` chunks."""
         watched = self._taps.get(stage)
         return await watched[0].seen(chunks) if watched else None

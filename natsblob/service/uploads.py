@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from natsblob import wire
-from natsblob.chunking import Hashed
+from natsblob.chunking import Seen
 from natsblob.errors import UploadExpiredError
 from natsblob.service.tap import Taps
 from natsblob.store.base import Staging
@@ -106,7 +106,7 @@ class DirectUploads:
 
     async def commit(self, request: CommitRequest) -> Info:
         stage = stage_of(request.upload)
-        seen: Hashed | None = await self._taps.seen(stage, request.chunks)
+        seen: Seen | None = await self._taps.seen(stage, request.chunks)
         info = await self._store.commit(stage, request, seen)
         await self._taps.forget(stage)
         return info

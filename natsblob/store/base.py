@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from natsblob.chunking import Hashed
+from natsblob.chunking import Seen
 from natsblob.digest import Digest
 from natsblob.wire import CommitRequest, Info, Page
 
@@ -107,7 +107,7 @@ class Staging(Protocol):
         """Indexes of the stored chunks, ascending; `UploadExpiredError` where the stage is unknown."""
         ...
 
-    async def commit(self, stage: str, request: CommitRequest, seen: Hashed | None) -> Info:
+    async def commit(self, stage: str, request: CommitRequest, seen: Seen | None) -> Info:
         """Make the staged chunks a blob; repeating it is harmless.
 
         `seen` is what the worker saw pass by, if it saw all. `UploadExpiredError` where the stage is

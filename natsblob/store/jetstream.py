@@ -8,7 +8,7 @@ from typing import Final
 
 from natsblob.broker.cleanup import shielded
 from natsblob.broker.translate import LostRaceError
-from natsblob.chunking import Hashed
+from natsblob.chunking import Seen
 from natsblob.digest import Digest
 from natsblob.errors import (
     BadRangeError,
@@ -149,7 +149,7 @@ class JetStreamStore:
     async def staged(self, stage: str) -> list[int]:
         return await self._staging.stored(stage)
 
-    async def commit(self, stage: str, request: CommitRequest, seen: Hashed | None) -> Info:
+    async def commit(self, stage: str, request: CommitRequest, seen: Seen | None) -> Info:
         looked_up_at = self._cache.now()
         committed = await self._staging.commit(stage, request, seen)
         self._cache.add(committed.entry, looked_up_at)

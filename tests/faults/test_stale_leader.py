@@ -6,9 +6,10 @@ from datetime import timedelta
 
 import pytest
 
+from natsblob import wire
 from natsblob.broker.connection import Access, connect
 from natsblob.broker.jetstream import JetStream
-from natsblob.chunking import Hashed
+from natsblob.chunking import Seen
 from natsblob.digest import Digest
 from natsblob.objectstore.bucket import Bucket, BucketConfig
 from natsblob.objectstore.info import new_nuid
@@ -44,5 +45,5 @@ async def test_what_it_does_not_know_of_is_committed_all_the_same(
         digest = Digest.of(DATA)
         staging = Staging(Objects(bucket, chunk_size=CHUNK), expiry=timedelta(hours=1))
         request = CommitRequest(stage, len(DATA), 3, digest, Marks(every=1, seqs=[1, 2, 3]))
-        seen = Hashed(digest, len(DATA), 3, CHUNK)
+        seen = Seen(digest, len(DATA), 3, CHUNK, [wire.crc32(chunk) for chunk in cut(DATA, CHUNK)])
         assert (await staging.commit(stage, request, seen)).entry.info.name == digest.hex

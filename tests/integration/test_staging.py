@@ -17,7 +17,7 @@ from natsblob import wire
 from natsblob.broker.connection import Access, connect
 from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.jetstream import JetStream
-from natsblob.chunking import Hashed
+from natsblob.chunking import Seen
 from natsblob.digest import Digest
 from natsblob.errors import (
     BlobError,
@@ -82,7 +82,7 @@ class Lab:
             await self.jetstream.connection.request(subject, chunk, headers=headers, timeout=5)
         return stage
 
-    async def commit(self, stage: str, seen: Hashed | None = None, **changes: Any) -> Info:
+    async def commit(self, stage: str, seen: Seen | None = None, **changes: Any) -> Info:
         request = {"size": len(DATA), "chunks": len(CHUNKS), **changes}
         return await self.store.commit(stage, CommitRequest(upload="", **request), seen)
 
@@ -157,7 +157,7 @@ async def test_a_chunk_may_come_windows_too_late(lab: Lab) -> None:
 
 async def test_what_was_seen_counts_for_nothing_where_chunks_are_missing(lab: Lab) -> None:
     stage = await lab.stage({0: CHUNKS[0]})
-    seen = Hashed(DIGEST, len(DATA), len(CHUNKS), CHUNK)
+    seen = Seen(DIGEST, len(DATA), len(CHUNKS), CHUNK, [wire.crc32(chunk) for chunk in CHUNKS])
     with pytest.raises(DigestMismatchError):
         await lab.commit(stage, seen, marks=wire.Marks(every=len(CHUNKS), seqs=[1]))
 
