@@ -10,14 +10,13 @@ from importlib.metadata import version
 from secrets import token_hex
 from typing import Final, NamedTuple
 
-import structlog
-
 from natsblob import wire
 from natsblob.broker.connection import Access, Connection, connect
 from natsblob.broker.jetstream import JetStream
 from natsblob.chunking import MESSAGE_RESERVE
 from natsblob.config import Settings
 from natsblob.errors import SetupError, UnavailableError
+from natsblob.logs import get_logger
 from natsblob.maintenance.collect import Collector
 from natsblob.metrics import Metrics, exposed
 from natsblob.objectstore.bucket import Bucket, BucketConfig
@@ -37,7 +36,7 @@ from natsblob.store.jetstream import JetStreamStore
 from natsblob.store.memory import MemoryStore
 from natsblob.telemetry import Telemetry
 
-log = structlog.get_logger("natsblob")
+log = get_logger("natsblob")
 
 Ready = Callable[[str], None]
 """Told once, in one line, that requests are answered from now on."""

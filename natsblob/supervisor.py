@@ -11,7 +11,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from typing import Any, Final
 
 import msgspec
-import structlog
 
 from natsblob.app import Ready, run_worker
 from natsblob.broker.allocator import keep_memory
@@ -19,10 +18,10 @@ from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.loop import loop_factory
 from natsblob.config import Address, Settings, decode, encode
 from natsblob.errors import BlobError, SetupError, UnavailableError
+from natsblob.logs import configure_logging, get_logger
 from natsblob.service.worker import DRAIN_TIMEOUT
-from natsblob.telemetry import configure_logging
 
-log = structlog.get_logger("natsblob")
+log = get_logger("natsblob")
 
 START_TIMEOUT: Final = 60.0
 """Seconds that a worker process has to get ready."""

@@ -7,22 +7,20 @@ never a payload, a whole digest (whoever has one can read the blob) or a credent
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from secrets import randbits
 from time import perf_counter
-from typing import Any, Final, Literal, TextIO
+from typing import Any, Final
 
 import msgspec
-import structlog
 
 from natsblob import tracing
 from natsblob.digest import Digest
 from natsblob.errors import BlobCorruptError, BlobError, InternalError
+from natsblob.logs import get_logger
 from natsblob.metrics import OK, Metrics
 
 CANCELLED: Final = "cancelled"
@@ -52,7 +50,7 @@ class Telemetry:
 
     def __init__(self, metrics: Metrics, worker: str) -> None:
         self.metrics = metrics
-        self._log = structlog.get_logger("natsblob").bind(worker=worker)
+        self._log = get_logger("natsblob").bind(worker=worker)
 
     @contextmanager
     def request(self, verb: str, headers: Mapping[str, str] | None = None) -> Iterator[Request]:
@@ -117,48 +115,3 @@ def _line(request: Request, end: _End, seconds: float, trace_id: str | None) -> 
         "exc_info": end.defect,
     }
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def configure_logging(
-    level: Literal["debug", "info", "warning", "error"] = "info",
-    style: Literal["auto", "json", "console"] = "auto",
-    stream: TextIO | None = None,
-) -> None:
-    """Send the logs of natsblob and of its libraries to `stream`, standard error by default.
-
-    `auto` is for people where the stream is a terminal, and one JSON object a line elsewhere.
-    """
-    stream = stream or sys.stderr
-    threshold = logging.getLevelNamesMapping()[level.upper()]
-    terminal = stream.isatty()
-    shared: list[structlog.typing.Processor] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    renderer: list[structlog.typing.Processor]
-    if style == "console" or (style == "auto" and terminal):
-        colors = terminal and not os.environ.get("NO_COLOR")
-        # Its other way to show a traceback prints local variables, and with them payloads and credentials.
-        plain = structlog.dev.plain_traceback
-        renderer = [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
-    else:
-        renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_json)]
-    structlog.configure(
-        processors=[*shared, *renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.PrintLoggerFactory(stream),
-    )
-
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
-        )
-    )
-    # Libraries tell of every reconnection and retry in passing: from them only warnings are news.
-    logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
-
-
-def _json(event: Any, **_: Any) -> str:
-    return _encoder.encode(event).decode()

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Final
 
-import structlog
+from natsblob.logs import get_logger
 
-log = structlog.get_logger("natsblob.broker")
+log = get_logger("natsblob.broker")
 
 CLEANUP_TIMEOUT: Final = 5.0
 """Seconds that a cleanup may take; what it leaves behind then is collected by maintenance."""

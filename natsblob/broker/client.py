@@ -22,7 +22,6 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
-import structlog
 from nats.aio.client import PING_PROTO, Client, Srv
 from nats.aio.msg import Msg
 from nats.errors import SecureConnWantedError
@@ -31,9 +30,10 @@ from natsblob.broker.message import Message, parse_headers
 from natsblob.broker.receive import LANDING
 from natsblob.broker.transport import BulkTransport
 from natsblob.errors import BadRequestError, TooLargeError, UnavailableError
+from natsblob.logs import get_logger
 from natsblob.wire import STATUS, Headers
 
-log = structlog.get_logger("natsblob.broker")
+log = get_logger("natsblob.broker")
 
 Handler = Callable[[Message], None]
 """Takes one message, in order of arrival, and returns at once: it runs inside the reading loop."""

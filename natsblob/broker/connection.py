@@ -12,8 +12,6 @@ from secrets import token_hex
 from types import TracebackType
 from typing import Final, Self
 
-import structlog
-
 from natsblob.broker.cleanup import shielded
 from natsblob.broker.client import DirectClient, Handler, Options
 from natsblob.broker.identity import check_creds, check_nkey, tls_context
@@ -21,9 +19,10 @@ from natsblob.broker.message import Message
 from natsblob.broker.translate import nats_error, no_responders, translated
 from natsblob.config import Settings
 from natsblob.errors import BlobError, DeadlineError, NotAllowedError, UnavailableError
+from natsblob.logs import get_logger
 from natsblob.wire import Headers
 
-log = structlog.get_logger("natsblob.broker")
+log = get_logger("natsblob.broker")
 
 CONNECT_TIMEOUT: Final = 5.0
 """Seconds for the first connection. Later the client reconnects for as long as it lives."""

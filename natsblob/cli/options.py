@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from cyclopts import Group, Parameter
 from natsblob.cli.exits import UsageError
 from natsblob.config import Loaded, load
 from natsblob.errors import DeadlineError, SetupError
+from natsblob.logs import configure_logging
 
 if TYPE_CHECKING:
     from natsblob.client import Client
@@ -81,12 +81,5 @@ async def blobs_of(common: Common) -> AsyncIterator[Client]:
 
 def keep_quiet(loaded: Loaded) -> None:
     """Have the libraries beneath log errors only, to stderr, unless the settings ask for more."""
-    import logging
-
-    import structlog
-
     level = loaded.settings.log_level if "log_level" in loaded.sources else "error"
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    configure_logging(level, loaded.settings.log_format)

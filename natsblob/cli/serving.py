@@ -81,8 +81,8 @@ async def serve(*, serving: Serving = _NOTHING, common: Common = UNSET) -> None:
     one line on standard output says where. Start as many as you like, on as many
     machines: they share the requests. With --embedded nothing else is needed to try it out.
     """
+    from natsblob.logs import configure_logging
     from natsblob.supervisor import serve as run_until_stopped
-    from natsblob.telemetry import configure_logging
 
     flags = {**asdict(serving), "embedded": serving.embedded or None}
     settings = common.load(**flags).settings

@@ -17,16 +17,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-import structlog
-
 from natsblob.broker.scan import Subjects
 from natsblob.errors import BlobError
+from natsblob.logs import get_logger
 from natsblob.maintenance.sieve import Sieve
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.staging import Staging
 from natsblob.objectstore.writer import naming_within
 
-log = structlog.get_logger("natsblob.maintenance")
+log = get_logger("natsblob.maintenance")
 
 _REST: Final = 20
 """How many times as long as a pass took there is none: with a million blobs that is half a minute."""

@@ -15,15 +15,15 @@ from time import monotonic
 from typing import Final
 
 import msgspec
-import structlog
 
 from natsblob.broker.connection import Connection
 from natsblob.broker.message import Message
 from natsblob.errors import NotAllowedError
+from natsblob.logs import get_logger
 from natsblob.objectstore.info import Entry, Layout
 from natsblob.wire import NOT_DECODED
 
-log = structlog.get_logger("natsblob.objectstore")
+log = get_logger("natsblob.objectstore")
 
 MOST: Final = 8_192
 """Objects remembered, the ones used last; between one and two KiB each."""

@@ -11,16 +11,16 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
-import structlog
 
 from natsblob.broker.jetstream import ATTEMPT_TIMEOUT, PATIENCE, PENDING, JetStream, Stored
 from natsblob.broker.message import Message
 from natsblob.broker.retry import retrying
 from natsblob.errors import DeadlineError, UnavailableError
+from natsblob.logs import get_logger
 from natsblob.objectstore.bucket import Bucket
 from natsblob.objectstore.info import Entry
 
-log = structlog.get_logger("natsblob.objectstore")
+log = get_logger("natsblob.objectstore")
 
 ASKED: Final = 12
 """Answers of copies at random. Of three copies a damaged one gives them all once in 531,441 times."""

@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Final, Self
 
 import msgspec
-import structlog
 
 from natsblob import wire
 from natsblob.broker.connection import Connection
@@ -32,6 +31,7 @@ from natsblob.errors import (
     UploadExpiredError,
 )
 from natsblob.hashing import ConcurrentHasher
+from natsblob.logs import get_logger
 from natsblob.service.limits import RETRY_AFTER_MS, ByteBudget
 from natsblob.service.messages import Reply
 from natsblob.service.replies import Replies
@@ -39,7 +39,7 @@ from natsblob.service.uploads import new_upload, ranges, stage_of
 from natsblob.store.base import Writer
 from natsblob.wire import CommitRequest, Info, Opened, UploadStatus
 
-log = structlog.get_logger("natsblob")
+log = get_logger("natsblob")
 
 MAX_UPLOADS: Final = 64
 """Relayed uploads open at a time in one worker; one more is answered with `busy`."""

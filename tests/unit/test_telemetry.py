@@ -10,14 +10,14 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
-import structlog
 
 from natsblob import errors, tracing
 from natsblob.config import Address
 from natsblob.digest import Digest
 from natsblob.errors import BlobError, InternalError, SetupError
+from natsblob.logs import configure_logging, get_logger
 from natsblob.metrics import Metrics, exposed
-from natsblob.telemetry import Telemetry, configure_logging
+from natsblob.telemetry import Telemetry
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01"
@@ -37,7 +37,7 @@ def _logging_as_it_was() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    structlog.reset_defaults()
+    logging.getLogger("natsblob").setLevel(logging.NOTSET)
 
 
 @pytest.fixture
@@ -248,5 +248,5 @@ def test_people_at_a_terminal_get_text_and_nobody_gets_local_variables(metrics: 
 
 
 def test_what_json_has_no_form_for_is_logged_as_text(log: io.StringIO) -> None:
-    structlog.get_logger().info("event", digest=DIGEST)
+    get_logger("natsblob.part").info("event", digest=DIGEST)
     assert lines(log)[0]["digest"] == DIGEST.hex

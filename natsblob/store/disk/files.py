@@ -14,14 +14,13 @@ from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 from uuid import uuid4
 
-import structlog
-
 from natsblob.digest import Digest, Hasher
 from natsblob.errors import BlobCorruptError, BlobNotFoundError, DigestMismatchError, UnavailableError
+from natsblob.logs import get_logger
 from natsblob.store.disk.volume import QUARANTINE, STAGING, Volume, write_all
 
 _READ_SIZE: Final = 1024 * 1024
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 def read_small(volume: Volume, digest: Digest, limit: int, verify: bool) -> bytes | None:

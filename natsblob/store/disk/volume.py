@@ -22,10 +22,10 @@ from typing import Annotated, Final
 from uuid import UUID, uuid4
 
 import msgspec
-import structlog
 
 from natsblob.digest import Digest
 from natsblob.errors import BlobError, InsufficientStorageError, SetupError, UnavailableError
+from natsblob.logs import get_logger
 
 FORMAT: Final = 1
 DESCRIPTOR: Final = PurePosixPath("natsblob.json")
@@ -43,7 +43,7 @@ _FILE_MODE: Final = 0o640
 _DIRECTORY_MODE: Final = 0o750
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Descriptor(msgspec.Struct, frozen=True):
