@@ -9,12 +9,12 @@ outlive the chunks, until maintenance removes them (ADR 0005).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import Final, Literal
+from typing import Literal
 
 import msgspec
 
@@ -26,7 +26,6 @@ from natsblob.broker.translate import LostRaceError
 from natsblob.chunking import Seen
 from natsblob.errors import (
     BadRequestError,
-    BusyError,
     ConflictError,
     DigestMismatchError,
     UploadExpiredError,
@@ -36,13 +35,9 @@ from natsblob.objectstore.copies import most_counted
 from natsblob.objectstore.expiry import is_lasting
 from natsblob.objectstore.info import Entry
 from natsblob.objectstore.objects import Objects
+from natsblob.objectstore.turns import Turns
 from natsblob.objectstore.writer import Written
 from natsblob.wire import CommitRequest, Marks, marks_of
-
-READ_BACK_AT_ONCE: Final = 4
-"""Uploads read back at a time in one worker, each by a window of chunks."""
-_TURN: Final = 5.0
-"""Seconds that others wait for their turn, before their clients are asked to ask again."""
 
 
 class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -72,17 +67,14 @@ class Staging:
         self._jetstream = objects.bucket.jetstream
         self._layout = objects.bucket.layout
         self._expiry = expiry
-        self._reading_back = asyncio.Semaphore(READ_BACK_AT_ONCE)
+        self._turns = Turns()
 
     async def stored(self, stage: str) -> list[int]:
         """The indexes of the chunks that are stored, ascending; `UploadExpiredError` where none are."""
         count = await self._count(stage, 1)
         if count == 0:
             raise _unknown()
-        messages = self._jetstream.messages(
-            self._layout.stream, self._layout.chunks(stage), count=count, batch=self._objects.window
-        )
-        async with self._turn_to_read():
+        async with aclosing(self._messages(stage, count)) as messages:
             indexes = [wire.chunk_index(stored.headers) async for stored in messages]
         return sorted({index for index in indexes if index is not None})
 
@@ -176,8 +168,7 @@ class Staging:
         ):
             written = Written(stage, seen.size, seen.chunks, seen.chunk_size, seen.digest, marks, _now())
         else:
-            async with self._turn_to_read():
-                written = await self._read_back(stage, request, count)
+            written = await self._read_back(stage, request, count)
         if request.digest is not None and written.digest != request.digest:
             if written.nuid != stage:
                 await shielded(self._objects.drop(written.nuid))
@@ -185,18 +176,13 @@ class Staging:
             raise DigestMismatchError("the bytes are not those of the declared digest; nothing is stored")
         return written
 
-    @asynccontextmanager
-    async def _turn_to_read(self) -> AsyncIterator[None]:
-        """A place among those that read back; `BusyError`, rather than wait on, where none is free soon."""
-        try:
-            async with asyncio.timeout(_TURN):
-                await self._reading_back.acquire()
-        except TimeoutError:
-            raise BusyError("other uploads are being read back; ask again", retry_after_ms=1000) from None
-        try:
-            yield
-        finally:
-            self._reading_back.release()
+    def _messages(self, stage: str, count: int) -> AsyncGenerator[Stored, None]:
+        """The first `count` staged messages, in turn with other uploads. Close it if not read to its end."""
+        window = self._objects.window
+        messages = self._jetstream.messages(
+            self._layout.stream, self._layout.chunks(stage), count=count, batch=window
+        )
+        return self._turns.share(messages, count=count, each=window)
 
     async def _marks_hold(self, stage: str, marks: Marks, chunks: int) -> bool:
         """Whether the chunks lie where the client says: readers are sent there without a further look.
@@ -225,11 +211,9 @@ class Staging:
 
     async def _read_back(self, stage: str, request: CommitRequest, count: int) -> Written:
         survey = Survey(request.size, request.chunks)
-        messages = self._jetstream.messages(
-            self._layout.stream, self._layout.chunks(stage), count=count, batch=self._objects.window
-        )
-        async for stored in messages:
-            await survey.add(stored)
+        async with aclosing(self._messages(stage, count)) as messages:
+            async for stored in messages:
+                await survey.add(stored)
         if survey.seen < count:
             raise _PurgedError
         now = await self._jetstream.now(self._layout.stream)
@@ -248,7 +232,9 @@ class Staging:
 
     async def _copy(self, places: list[int]) -> Written:
         """The staged chunks, at these stream sequences, written anew in order: so other clients read them."""
-        return await self._objects.write(self._messages_at(places))
+        chunks = self._turns.share(self._messages_at(places), count=len(places), each=self._objects.window)
+        async with aclosing(chunks):
+            return await self._objects.write(chunks)
 
     async def _messages_at(self, places: list[int]) -> AsyncIterator[bytes]:
         for start in range(0, len(places), self._objects.window):

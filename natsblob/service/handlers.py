@@ -17,14 +17,13 @@ from natsblob.errors import (
     TooLargeError,
 )
 from natsblob.hashing import digest_of_bytes
+from natsblob.objectstore.turns import Asker, on_behalf_of
 from natsblob.service.limits import Limits
 from natsblob.service.messages import Answer, Handler, Reply, Request
 from natsblob.service.uploads import Uploads
 from natsblob.store.base import Delegating, Store
 from natsblob.wire import Caps, GetRequest, HasReply, Info, ListRequest, MissingReply
 
-_READ_BACK: Final = 32 * 1024 * 1024
-"""Bytes a second at which a commit may read chunks back before it is too late."""
 LISTS_AT_ONCE: Final = 2
 """Pages made at a time: each takes all names of the bucket into memory. More wait their turn."""
 _FOREIGN_ACCOUNT: Final = "_R_."
@@ -134,15 +133,17 @@ class Handlers:
         return _json(await self._uploads.open())
 
     async def status(self, request: Request) -> Answer:
-        return _json(await self._uploads.status(wire.decode(request.data, wire.StatusRequest).upload))
+        wanted = wire.decode(request.data, wire.StatusRequest)
+        with on_behalf_of(_asker(request)):
+            return _json(await self._uploads.status(wanted.upload))
 
     async def commit(self, request: Request) -> Answer:
         wanted = wire.decode(request.data, wire.CommitRequest)
         request.noted.size = wanted.size
         if wanted.size > self._caps.max_blob:
             raise TooLargeError("the blob is larger than this service takes", limit=self._caps.max_blob)
-        request.allow(wanted.size / _READ_BACK)
-        info = await self._uploads.commit(wanted)
+        with on_behalf_of(_asker(request)):
+            info = await self._uploads.commit(wanted)
         request.noted.digest = info.digest
         return _json(info)
 
@@ -187,6 +188,11 @@ class Handlers:
                 yield Reply(chunk, {wire.CHUNK: str(index)})
                 index += 1
         yield Reply(b"", {wire.STATUS: "204 EOB"})
+
+
+def _asker(request: Request) -> Asker:
+    """Whom staged chunks are read for. A client's inbox stays the same but for its last token."""
+    return Asker(request.reply.rpartition(".")[0], request.allow)
 
 
 def _get_request(data: bytes) -> GetRequest:
