@@ -8,6 +8,7 @@
 - Publishing is `send`, which lets a cancellation through; the library's flush swallows it. What was
   published in one round of the event loop is written at its end, without a task in between.
 - A ping waits its turn. The library's overtakes what is still to be sent, so that `flush` proves nothing.
+- A user and a password in an address are decoded. The library sends %40 as it stands.
 - Where TLS is asked for, nothing is sent without it. The library goes on in the clear, credentials included,
   where a server, or somebody between, says nothing of TLS.
 
@@ -29,6 +30,7 @@ from nats.errors import SecureConnWantedError
 from natsblob.broker.message import Message, parse_headers
 from natsblob.broker.receive import LANDING
 from natsblob.broker.transport import BulkTransport
+from natsblob.config.servers import login_in
 from natsblob.errors import BadRequestError, TooLargeError, UnavailableError
 from natsblob.logs import get_logger
 from natsblob.wire import STATUS, Headers
@@ -53,11 +55,24 @@ class DirectClient(Client):
 
     _bulk: BulkTransport
     _write_is_due = False
+    _own_login: bool | None = None
+    """Whether a user or token was given beside the addresses, and outranks what stands in them."""
 
     async def _connect_to_server(self, s: Srv) -> None:
         s.last_attempt = monotonic()
+        self._log_in(s)
         self._transport = self._bulk = BulkTransport(self._deliver)
         await self._bulk.connect(s.uri, LANDING, self.options["connect_timeout"])
+
+    def _log_in(self, server: Srv) -> None:
+        """Use what stands in the address. Servers that others told about are asked as those were."""
+        if self._own_login is None:
+            self._own_login = self.options["user"] is not None or self.options["token"] is not None
+        login = None if self._own_login else login_in(server.uri.geturl())
+        if login is not None and login.password is None:
+            self.options.update(user=None, password=None, token=login.user)
+        elif login is not None:
+            self.options.update(user=login.user, password=login.password, token=None)
 
     def _connect_command(self) -> bytes:
         server = self._current_server

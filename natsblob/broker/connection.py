@@ -18,7 +18,8 @@ from natsblob.broker.identity import check_creds, check_nkey, tls_context
 from natsblob.broker.message import Message
 from natsblob.broker.translate import nats_error, no_responders, translated
 from natsblob.config import Settings
-from natsblob.errors import BlobError, DeadlineError, NotAllowedError, UnavailableError
+from natsblob.config.servers import AddressError, server_url
+from natsblob.errors import BadRequestError, BlobError, DeadlineError, NotAllowedError, UnavailableError
 from natsblob.logs import get_logger
 from natsblob.wire import Headers
 
@@ -26,6 +27,9 @@ log = get_logger("natsblob.broker")
 
 CONNECT_TIMEOUT: Final = 5.0
 """Seconds for the first connection. Later the client reconnects for as long as it lives."""
+SHORTEST_ATTEMPT: Final = 0.5
+LONGEST_ATTEMPT: Final = 2.0
+"""Seconds for one server to answer; with many servers less, so that each has its turn in time."""
 _NO_RESPONDERS: Final = "503"
 _QUOTED: Final = re.compile(r'"([^"]+)"')
 """The subject in the server's refusal, which the client library hands on in lower case."""
@@ -74,7 +78,7 @@ class Access:
             "user_credentials": self.creds,
             "nkeys_seed": self.nkey,
             "user": self.user,
-            "password": self.password,
+            "password": self.password if self.password is not None or self.user is None else "",
             "token": self.token,
             "tls": self._tls(),
             "tls_handshake_first": self.tls_first or None,
@@ -118,7 +122,7 @@ class Connection(AbstractAsyncContextManager["Connection"]):
     def url(self) -> str:
         """The server that this connection talks to now, without credentials."""
         parsed = self._client.connected_url
-        return f"{parsed.scheme}://{parsed.hostname}:{parsed.port}" if parsed else "nats://-"
+        return f"{parsed.scheme}://{parsed.netloc.rpartition('@')[2]}" if parsed else "nats://-"
 
     @property
     def server_version(self) -> tuple[int, int, int]:
@@ -273,8 +277,10 @@ class Inbox:
 async def connect(access: Access, *, timeout: float = CONNECT_TIMEOUT) -> Connection:
     """A connection, within `timeout` seconds. The caller owns it: use it as a context, or `close` it.
 
-    `NotAllowedError` where the server refuses the credentials, `UnavailableError` where there is none.
+    `BadRequestError` for an address that can be none, `NotAllowedError` if the server refuses the
+    credentials, `UnavailableError` if there is none.
     """
+    servers = _checked(access.servers)
     client = DirectClient()
     closed = asyncio.Event()
     connection = Connection(client, access.inbox_prefix, closed)
@@ -309,13 +315,13 @@ async def connect(access: Access, *, timeout: float = CONNECT_TIMEOUT) -> Connec
         options = access.options()
     attempt = asyncio.ensure_future(
         client.connect(
-            servers=list(access.servers),
+            servers=servers,
             name=access.name,
             error_cb=on_error,
             disconnected_cb=on_disconnect,
             reconnected_cb=on_reconnect,
             closed_cb=on_closed,
-            connect_timeout=2,
+            connect_timeout=_attempt(timeout, len(servers)),  # type: ignore[arg-type]
             reconnect_time_wait=0.25,  # type: ignore[arg-type]  # seconds; the library only adds it up
             max_reconnect_attempts=-1,
             ping_interval=5,
@@ -337,6 +343,17 @@ async def connect(access: Access, *, timeout: float = CONNECT_TIMEOUT) -> Connec
     finally:
         watch.cancel()
     return connection
+
+
+def _attempt(timeout: float, servers: int) -> float:
+    return max(SHORTEST_ATTEMPT, min(LONGEST_ATTEMPT, timeout / servers))
+
+
+def _checked(servers: tuple[str, ...]) -> list[str]:
+    try:
+        return [server_url(url.strip()) for url in servers]
+    except AddressError as error:
+        raise BadRequestError(f"an address of a NATS server is malformed: {error}") from error
 
 
 async def _abandon(client: DirectClient, attempt: asyncio.Future[None]) -> None:

@@ -11,7 +11,9 @@ from urllib.parse import ParseResult
 from nats.aio.transport import Transport
 from nats.errors import ProtocolError
 
+from natsblob.broker.dial import dial
 from natsblob.broker.receive import Cutter, Deliver
+from natsblob.config.servers import DEFAULT_PORT
 
 WRITE_AHEAD: Final = 1024 * 1024
 """Bytes handed to the socket and not taken by it yet, beyond which `drain` waits."""
@@ -35,7 +37,8 @@ class BulkTransport(asyncio.BufferedProtocol, Transport):
     # Sizes of buffers are the library's; these are the cutter's.
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:  # noqa: ARG002
         async with asyncio.timeout(connect_timeout):
-            await asyncio.get_running_loop().create_connection(lambda: self, str(uri.hostname), uri.port or 0)
+            connected = await dial(str(uri.hostname), uri.port or DEFAULT_PORT)
+            await asyncio.get_running_loop().create_connection(lambda: self, sock=connected)
 
     async def connect_tls(
         self,

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from natsblob.config import contexts, values
 from natsblob.config.model import AUTH, Settings, masked
+from natsblob.config.servers import AddressError
 from natsblob.errors import SetupError
 
 _NAMES: Final = Settings.__struct_fields__
@@ -202,8 +203,9 @@ def _parsed(name: str, given: _Given, home: Path) -> Any:
         return values.parse(name, given.value, base=given.base, home=home)
     except ValueError as error:
         said = repr(masked(name, given.value))
+        why = f"; {error}" if isinstance(error, AddressError) else ""
         raise SetupError(
-            f"{name} cannot be {said} (from {given.source}); allowed: {values.allowed(name)}"
+            f"{name} cannot be {said} (from {given.source}){why}; allowed: {values.allowed(name)}"
         ) from error
 
 

@@ -30,7 +30,7 @@ Word: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+\Z", description=
 Text: TypeAlias = Annotated[str, Meta(min_length=1, description="text")]
 FilePath: TypeAlias = Annotated[Path, Meta(description="a path", extra={"kind": "path"})]
 Servers: TypeAlias = Annotated[
-    tuple[Annotated[str, Meta(pattern=r"^(nats|tls)://[^\s/]+/?\Z")], ...],
+    tuple[str, ...],
     Meta(
         min_length=1,
         description="addresses such as nats://host:4222, with commas between",

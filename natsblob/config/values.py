@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from natsblob.config.model import Settings, masked, path_hook
 from natsblob.config.quantity import format_duration, format_size, parse_duration, parse_size
+from natsblob.config.servers import server_url
 
 
 def parse(name: str, value: object, *, base: Path, home: Path) -> Any:
@@ -65,19 +66,15 @@ def _plain(kind: str, value: object, base: Path, home: Path) -> object:
         case "list", str():
             return [part.strip() for part in value.split(",")]
         case "servers", str():
-            return [_url(part.strip()) for part in value.split(",")]
+            return [server_url(part.strip()) for part in value.split(",")]
         case "servers", list() | tuple():
-            return [_url(str(part)) for part in value]
+            return [server_url(part.strip()) if isinstance(part, str) else part for part in value]
     return value
 
 
 def expanded(text: str, home: Path) -> Path:
     """The path, with `~` at its start as `home`."""
     return home / text[2:] if text.startswith("~/") else Path(text)
-
-
-def _url(text: str) -> str:
-    return text if "://" in text or not text else f"nats://{text}"
 
 
 @cache
