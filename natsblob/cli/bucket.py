@@ -204,7 +204,7 @@ async def adopt(*, common: Common = UNSET) -> Exit:
 def _line(adoption: Adoption) -> str:
     """An adoption on one line, whatever others call their objects."""
     name = adoption.name if adoption.name.isprintable() else repr(adoption.name)
-    return f"{adoption.outcome:<8} {adoption.digest or '-':<64} {name}"
+    return f"{adoption.outcome:<8} {adoption.digest or '-'!s:<64} {name}"
 
 
 async def _show(one: Bucket, info: StreamInfo, common: Common) -> None:

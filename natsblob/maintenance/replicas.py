@@ -20,7 +20,7 @@ import msgspec
 from natsblob import wire
 from natsblob.broker.consumers import Copies, Copy, Delivered
 from natsblob.broker.jetstream import ClusterState, Stored, StreamInfo
-from natsblob.errors import BlobCorruptError, UnavailableError
+from natsblob.errors import UnavailableError
 from natsblob.hashing import ConcurrentHasher
 from natsblob.objectstore.bucket import Bucket
 from natsblob.objectstore.info import Entry, digest_of
@@ -170,9 +170,8 @@ class Comparer:
                 if is_suspect:
                     found.lacking_chunks.add(nuid)
             return
-        try:
-            entry = _entry(message)
-        except BlobCorruptError:
+        entry = _entry(message)
+        if not entry.is_readable:
             return  # somebody else's message, or one that no copy has intact: no blob to be found by it
         name = entry.info.name
         found.entries[name] = entry

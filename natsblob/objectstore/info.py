@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -13,12 +14,16 @@ import msgspec
 
 from natsblob.broker.jetstream import Stored
 from natsblob.digest import Digest
-from natsblob.errors import BadRequestError, BlobCorruptError
+from natsblob.errors import BadRequestError
 from natsblob.wire import MAX_MARKS, NOT_DECODED, Count, Marks
 
 MARKS_KEY: Final = "natsblob.marks"
 """In `metadata`: the stream sequence of every n-th chunk, so that a reader can begin in the middle."""
 
+_NEEDED: Final = {"name", "bucket", "nuid", "size", "chunks", "digest", "options", "deleted"}
+"""Fields without which, or with a wrong type of which, an object cannot be read."""
+_TOKEN: Final = re.compile(r"[!-)+-\-/-=?-~]{1,255}", re.ASCII)
+_NUID: Final = re.compile(rb'"nuid"\s*:\s*"([!-)+-\-/-=?-~]{1,255}?)"')
 _BUCKET: Final = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 
 
@@ -71,19 +76,61 @@ class Entry:
     info: ObjectInfo
     seq: int
     modified: datetime
+    is_readable: bool = True
+    """Whether the metadata could be read. If not, `info` has the name, and the nuid if one can be found."""
 
     @property
     def is_content(self) -> bool:
         """Whether there are bytes of its own: it is neither a delete marker nor a link."""
-        return not self.info.deleted and self.info.link is None
+        return self.is_readable and not self.info.deleted and self.info.link is None
 
     @classmethod
     def decode(cls, stored: Stored) -> Entry:
+        """The object that a message describes, under the name that its subject gives it."""
+        name = name_of_token(stored.subject.rpartition(".")[2])
         try:
-            info = msgspec.json.decode(stored.data, type=ObjectInfo)
-        except NOT_DECODED as error:
-            raise BlobCorruptError("the metadata of an object cannot be read") from error
+            info = decode_info(stored.data)
+        except NOT_DECODED:
+            info = ObjectInfo(name or "", "", nuid_in(stored.data))
+            return cls(info, stored.seq, stored.time, is_readable=False)
+        if name is not None and name != info.name:
+            info = msgspec.structs.replace(info, name=name)
         return cls(info, stored.seq, stored.time)
+
+
+def decode_info(data: bytes) -> ObjectInfo:
+    """Metadata as any client writes it: with `null` for what is absent, and whole numbers as floats.
+
+    Raises one of `NOT_DECODED` if what is needed to read the object is missing or of the wrong type.
+    """
+    try:
+        info = msgspec.json.decode(data, type=ObjectInfo)
+    except NOT_DECODED:
+        info = _decode_any(msgspec.json.decode(data.decode(errors="replace"), type=dict[str, Any]))
+    has_bytes = not info.deleted and info.link is None
+    if not is_token(info.nuid) and (info.nuid or has_bytes):
+        raise msgspec.ValidationError("the name of the chunks is not one token")
+    return info
+
+
+def _decode_any(body: dict[str, Any]) -> ObjectInfo:
+    known = {key: value for key, value in body.items() if key in _NEEDED and value is not None}
+    if isinstance(options := known.get("options"), dict):
+        known["options"] = {key: value for key, value in options.items() if value is not None}
+    if isinstance(metadata := body.get("metadata"), dict):
+        known["metadata"] = {key: value for key, value in metadata.items() if isinstance(value, str)}
+    return msgspec.convert({"name": "", "bucket": "", "nuid": "", **known}, ObjectInfo, strict=False)
+
+
+def is_token(text: str) -> bool:
+    """Whether this is one plain token of a subject: with a wildcard it would name the chunks of others."""
+    return _TOKEN.fullmatch(text) is not None
+
+
+def nuid_in(data: bytes) -> str:
+    """The name of chunks that unreadable metadata mentions, or "": they are not to be collected."""
+    found = _NUID.search(data)
+    return found[1].decode() if found else ""
 
 
 def encode_info(info: ObjectInfo) -> bytes:
@@ -146,11 +193,16 @@ class Layout:
 
     def name_of(self, subject: str) -> str | None:
         """The object that a metadata subject belongs to, or `None` where it is none."""
-        encoded = subject.removeprefix(f"$O.{self.bucket}.M.")
-        try:
-            return urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode()
-        except ValueError:
-            return None
+        return name_of_token(subject.removeprefix(f"$O.{self.bucket}.M."))
+
+
+def name_of_token(token: str) -> str | None:
+    """The name in the last token of a metadata subject, padded or not, or `None` if there is none in it."""
+    try:
+        name = urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()
+    except ValueError:
+        return None
+    return name if urlsafe_b64encode(name.encode()).decode().rstrip("=") == token.rstrip("=") else None
 
 
 def encode_marks(marks: Marks) -> str:
@@ -174,8 +226,20 @@ def decode_marks(text: str) -> Marks | None:
 
 
 def digest_of(info: ObjectInfo) -> Digest | None:
-    """The digest that the metadata claims, or `None` where it is not one."""
+    """The digest that the metadata claims as ADR-20 says, or `None` if it claims none."""
     try:
         return Digest.from_adr20(info.digest)
     except BadRequestError:
         return None
+
+
+def claim_of(info: ObjectInfo) -> Digest | None:
+    """The SHA-256 that the metadata claims in any spelling: also in hex, or with another prefix."""
+    text = info.digest
+    if text[:8].lower() == "sha-256=":
+        text = text[8:]
+    with suppress(BadRequestError):
+        return Digest.parse(text.lower())
+    with suppress(BadRequestError):
+        return Digest.from_adr20("SHA-256=" + text.replace("+", "-").replace("/", "_"))
+    return None

@@ -246,6 +246,8 @@ class Objects:
         if entry is None:
             raise BlobNotFoundError(f"no object {name!r}")
         entry = await self.resolve(entry)
+        if not entry.is_readable:
+            raise BlobCorruptError(f"the metadata of object {name!r} cannot be read")
         hasher = ConcurrentHasher()
         async for chunk in self.read(entry):
             await hasher.update(chunk)
@@ -347,7 +349,7 @@ class Objects:
                 await self._publish(marker, leads.seq if leads else 0)
             except LostRaceError:
                 continue
-            if entry.info.link is None:
+            if entry.is_content:
                 await shielded(self.drop(entry.info.nuid))
             return entry
         raise UnavailableError(f"others replace object {name!r} all the time; a repeat is safe")
