@@ -361,6 +361,9 @@ class EmbeddedServer(ServerProcess):
             "jetstream {\n"
             f"  store_dir: {_quoted(str(self.store_dir))}\n"
             "  sync_interval: always\n"
+            # Room for a window of other clients, up to 4,000 chunks of 128 KiB: what exceeds it is refused.
+            "  max_buffered_size: 600MB\n"
+            "  max_buffered_msgs: 20000\n"
             f"  {self._jetstream}\n"
             "}\n"
             f"{self._extra}\n"
