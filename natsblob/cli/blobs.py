@@ -8,20 +8,22 @@ import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, Final, TypeAlias
+from stat import S_ISDIR, S_ISSOCK
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 from cyclopts import Parameter
 
 from natsblob.cli.exits import Exit, FileError, UsageError
 from natsblob.cli.options import UNSET, Common, blobs_of
 from natsblob.cli.running import told
-from natsblob.cli.terminal import Stdout, bytes_of, progress, say, short
+from natsblob.cli.terminal import Stdout, bytes_of, progress, say, short, text_of
+from natsblob.client.sources import read_descriptor
 from natsblob.digest import Digest
 from natsblob.errors import BadRangeError, BadRequestError, BlobNotFoundError
 from natsblob.wire import Info
 
 if TYPE_CHECKING:
-    from natsblob.client import BlobReader, Client
+    from natsblob.client import BlobReader, BlobSource, Client, Progress
 
 STDIN: Final = "-"
 _CONTROL: Final = bytes({*range(32), 127} - set(b"\t\n\r\f\b"))
@@ -46,6 +48,8 @@ async def put(
     files
         Files to store; `-` for standard input.
     """
+    if files.count(STDIN) > 1:
+        raise UsageError("standard input can be put once: give - once")
     sources = [(name, _source(name)) for name in files]
     if not sources:
         raise UsageError("name a file to put, or - for standard input: natsblob put FILE…")
@@ -53,37 +57,49 @@ async def put(
     async with blobs_of(common) as blobs:
         for name, source in sources:
             with progress(f"put {name}", wanted=not common.quiet) as report:
-                info = await blobs.put(source, progress=report)
+                info = await _put(blobs, name, source, report)
             if common.json:
-                await out.record({"file": os.fsencode(name).decode(errors="replace"), **_fields(info)})
+                await out.record({"file": text_of(name), **_fields(info)})
             else:
                 await out.line(str(info.digest))
             await out.flush()
 
 
-def _source(name: str) -> Path | BinaryIO | AsyncIterator[bytes]:
-    """What the argument names; `FileError` where it cannot be put: better now than behind the others."""
+async def _put(blobs: Client, name: str, source: BlobSource, report: Progress | None) -> Info:
+    try:
+        return await blobs.put(source, progress=report)
+    except OSError as error:
+        named = "standard input" if name == STDIN else name
+        raise FileError(f"{named}: {error.strerror or error}; nothing of it was put") from error
+
+
+def _source(name: str) -> BlobSource:
+    """What the argument names; `FileError` if it cannot be put: better now than behind the others."""
     if name == STDIN:
         if sys.stdin is None:
             raise FileError("standard input is closed; nothing was put")
         if sys.stdin.isatty():
             say("natsblob: reading from the terminal; Ctrl-D ends it")
-        return sys.stdin.buffer if sys.stdin.seekable() else _piped()
+        return sys.stdin.buffer if sys.stdin.seekable() else read_descriptor(sys.stdin.fileno(), _BLOCK)
+    if not name:
+        raise UsageError("the name of a file is empty; nothing was put")
     path = Path(name)
-    if path.is_dir():
+    try:
+        kind = path.stat().st_mode
+    except OSError as error:
+        if name.startswith("-") and isinstance(error, FileNotFoundError):
+            raise UsageError(
+                f"{name} is neither an option nor a file; `natsblob put --help` shows the options"
+            ) from error
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else error.strerror
+        raise FileError(f"{name}: {reason}; nothing was put") from error
+    if S_ISDIR(kind):
         raise FileError(f"{name} is a directory; put its files: natsblob put {name}/*")
-    if name.startswith("-") and not path.exists():
-        raise UsageError(f"{name} is neither an option nor a file; `natsblob put --help` shows the options")
+    if S_ISSOCK(kind):
+        raise FileError(f"{name} is a socket, which cannot be read as a file; nothing was put")
     if not os.access(path, os.R_OK):
-        reason = "cannot be read" if path.exists() else "does not exist"
-        raise FileError(f"{name} {reason}; nothing was put")
+        raise FileError(f"{name} cannot be read; nothing was put")
     return path
-
-
-async def _piped() -> AsyncIterator[bytes]:
-    """Standard input as it comes. Cancelling does not wait for a read that waits for somebody to write."""
-    while block := await asyncio.to_thread(sys.stdin.buffer.read, _BLOCK):
-        yield block
 
 
 async def get(
@@ -130,7 +146,7 @@ async def get(
                 size = await _save(_range(reader, offset, length), path)
     out = Stdout()
     if common.json:
-        await out.record({"digest": str(address), "path": str(path), "size": size})
+        await out.record({"digest": str(address), "path": text_of(path), "size": size})
         await out.flush()
     elif not common.quiet and sys.stderr.isatty():
         say(f"{bytes_of(size)} in {path}{', verified' if whole else ''}")

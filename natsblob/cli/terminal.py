@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -121,6 +122,11 @@ def printable(text: str) -> str:
     )
 
 
+def text_of(name: str | Path) -> str:
+    """The name of a file as JSON can have it: names are bytes, and not all of them are text."""
+    return os.fsencode(name).decode(errors="replace")
+
+
 def bytes_of(size: int) -> str:
     """A size to read, not to compute with."""
     return next((f"{size / factor:.1f} {unit}" for unit, factor in _UNITS if size >= factor), f"{size} B")
@@ -136,7 +142,7 @@ def progress(label: str, *, wanted: bool) -> Iterator[Report | None]:
     if not wanted or sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield None
         return
-    bar = _Bar(label)
+    bar = _Bar(printable(label))
     try:
         yield bar.report
     finally:

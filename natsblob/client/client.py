@@ -86,8 +86,9 @@ class Client:
         progress: Progress | None = None,
         timeout: float | None = None,
     ) -> Info:
-        """Store the bytes of `source`: bytes, a `Path`, a binary file from where it stands, or an async
-        iterable of bytes. They are stored durably and all readers see them when this returns.
+        """Store the bytes of `source`: bytes, a `Path`, a binary file from where it stands, a reader whose
+        `read` is awaited, or an async iterable of bytes. They are stored durably and all readers see them
+        when this returns. A file or reader stays open; an async generator is closed at the end.
 
         `Info.created` is false where the content was there already; that is no error. With `digest`
         the bytes must have that address (`DigestMismatchError` otherwise), and large content that is
