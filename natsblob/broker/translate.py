@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -33,6 +33,10 @@ class StreamMissingError(SetupError):
     """The stream does not exist."""
 
 
+class PlacementError(SetupError):
+    """There are not enough servers, or not those that were asked for, to hold the stream."""
+
+
 class ThrottledError(BusyError):
     """The stream asks publishers to slow down."""
 
@@ -44,7 +48,26 @@ lost race: it may be an earlier attempt of the very same message, or never come 
 _THROTTLES: Final = {429, 10167, 10210}
 _FULL: Final = {10002, 10023, 10028, 10047, 10120, 10121}
 _UNAVAILABLE: Final = {10004, 10008, 10009, 10014, 10077, 10163, 10201}
-_SETUP: Final = {10005, 10035, 10039, 10052, 10074, 10076, 10027, 10079}
+_SETUP: Final = {10035, 10052, 10079}
+_PLACEMENT: Final = {10005, 10074}
+_DISABLED: Final = "JetStream is not enabled for this account; enable it in the server's configuration"
+_SAID: Final[Mapping[int, tuple[type[BlobError], str]]] = {
+    10027: (SetupError, "this account may have no more streams; delete one, or raise its max_streams"),
+    10039: (SetupError, _DISABLED),
+    10058: (ConflictError, "a stream of this name exists already, with another configuration"),
+    10059: (StreamMissingError, "the bucket does not exist; create it with `natsblob bucket create`"),
+    10076: (SetupError, _DISABLED),
+    10109: (ConflictError, "the bucket is sealed"),
+    10113: (
+        SetupError,
+        "this account wants a limit on each bucket: create it with `natsblob bucket create --max-bytes SIZE`",
+    ),
+    10122: (
+        SetupError,
+        "the account's max_stream_bytes is less: ask for less with `natsblob bucket create --max-bytes SIZE`",
+    ),
+}
+"""Codes that say all there is to say."""
 _REFUSALS: Final = ("permissions violation", "authorization violation", "authentication")
 _FULL_WORDS: Final = ("maximum bytes", "maximum messages", "no space", "insufficient", "exceeded")
 
@@ -63,18 +86,13 @@ def jetstream_error(code: int, err_code: int, description: str) -> BlobError:
         return ThrottledError("the stream asks publishers to slow down", retry_after_ms=100)
     if err_code in _FULL or (err_code == 10077 and any(word in description for word in _FULL_WORDS)):
         return InsufficientStorageError(f"the bucket has no room: {description}")
-    if err_code == 10059:
-        return StreamMissingError("the bucket does not exist; create it with `natsblob bucket create`")
-    if err_code in (10076, 10039):
-        return SetupError(
-            "JetStream is not enabled for this account; enable it in the server's configuration"
-        )
+    if err_code in _SAID:
+        kind, message = _SAID[err_code]
+        return kind(message)
+    if err_code in _PLACEMENT:
+        return PlacementError(description)
     if err_code in _SETUP:
         return SetupError(f"the server cannot do this: {description}")
-    if err_code == 10058:
-        return ConflictError("a stream of this name exists already, with another configuration")
-    if err_code == 10109:
-        return ConflictError("the bucket is sealed")
     if err_code == 10054:
         return TooLargeError(description)
     if err_code in _UNAVAILABLE or code in (503, 408):

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from natsblob.objectstore.bucket import Bucket
 
 _NANOSECONDS: Final = 1_000_000_000
+_MOST: Final = 2**63 - 1
+"""JetStream counts bytes and nanoseconds in 64 bits."""
+_SHORTEST_AGE: Final = 0.1
 _LOOK_AGAIN: Final = 0.25
 Replicas = Annotated[int, Parameter(metavar="N", validator=validators.Number(gte=1, lte=5))]
 
@@ -100,10 +103,7 @@ async def create(
     """
     from natsblob.objectstore.bucket import BucketConfig
 
-    try:
-        size, age = parse_size(max_bytes), parse_duration(max_age)
-    except ValueError as error:
-        raise UsageError(f"{error}; write 500GiB or 30d") from error
+    size, age = _limits(max_bytes, max_age)
     async with _bucket(common) as one:
         config = BucketConfig(
             name=one.name,
@@ -121,6 +121,16 @@ async def create(
         if found.config.get("num_replicas") != replicas and not common.quiet:
             say("natsblob: the bucket was there already, and is as it was; `natsblob bucket set` changes it")
         await _show(one, found, common)
+
+
+def _limits(max_bytes: str, max_age: str) -> tuple[int, float]:
+    try:
+        size, age = parse_size(max_bytes), parse_duration(max_age)
+    except ValueError as error:
+        raise UsageError(f"{error}; write 500GiB or 30d") from error
+    if size > _MOST or age * _NANOSECONDS > _MOST or 0 < age < _SHORTEST_AGE:
+        raise UsageError("--max-bytes is less than 8 EiB, --max-age between 100ms and 292 years")
+    return size, age
 
 
 @bucket.command(name="set", sort_key=3)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import App, Parameter
 
-from natsblob.cli.exits import Exit
+from natsblob.cli.exits import Exit, UsageError
 from natsblob.cli.options import MORE, UNSET, Common, keep_quiet
 from natsblob.cli.terminal import Stdout, rendered
 
@@ -87,9 +87,18 @@ def _deployment(settings: Settings, monitors: tuple[str, ...]) -> Deployment:
         js_domain=settings.js_domain,
         chunk_size=settings.chunk_size,
         timeout=settings.timeout,
-        monitors=monitors,
+        monitors=tuple(map(_monitor, monitors)),
         embedded_name=EmbeddedServer(settings.store_dir).name,
     )
+
+
+def _monitor(text: str) -> str:
+    from natsblob.maintenance.doctor.monitor import monitor_url
+
+    try:
+        return monitor_url(text)
+    except ValueError as error:
+        raise UsageError(f"--monitor: {error}") from error
 
 
 def _described(check: Check) -> RenderableType:

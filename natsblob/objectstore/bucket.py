@@ -10,8 +10,9 @@ from typing import Final, Literal
 
 from natsblob.broker.jetstream import Config, JetStream, StreamInfo
 from natsblob.broker.translate import StreamMissingError
-from natsblob.errors import ConflictError, NotAllowedError, SetupError
+from natsblob.errors import BlobError, ConflictError, NotAllowedError, SetupError
 from natsblob.objectstore.info import Layout, check_bucket_name
+from natsblob.objectstore.placement import explained
 from natsblob.wire import Subjects
 
 OLDEST_SERVER: Final = (2, 11, 0)
@@ -83,14 +84,14 @@ class Bucket:
         except StreamMissingError:
             pass
         try:
-            return await self._explained(self._stream_config(config), config.replicas, create=True)
+            return await self._explained(self._stream_config(config), create=True)
         except ConflictError:  # somebody else created it meanwhile
             return await self.info()
 
     async def set_replicas(self, replicas: int) -> StreamInfo:
         """Change how many servers hold the bucket, while it is in use."""
         config = (await self.info()).config
-        return await self._explained({**config, "num_replicas": replicas}, replicas, create=False)
+        return await self._explained({**config, "num_replicas": replicas}, create=False)
 
     async def set_ingest(self) -> StreamInfo:
         """Let the bucket take chunks from publishers, as a bucket that another client made does not."""
@@ -142,13 +143,8 @@ class Bucket:
             **self._ingest(subjects),
         }
 
-    async def _explained(self, config: Config, replicas: int, *, create: bool) -> StreamInfo:
+    async def _explained(self, config: Config, *, create: bool) -> StreamInfo:
         try:
             return await (self.jetstream.create(config) if create else self.jetstream.update(config))
-        except SetupError as error:
-            if replicas == 1:
-                raise
-            raise SetupError(
-                f"{replicas} replicas cannot be placed ({error.message}): that needs a cluster of at least "
-                f"{replicas} servers with JetStream. Start more servers, or ask for fewer replicas"
-            ) from error
+        except BlobError as error:
+            raise explained(error, config) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final
@@ -11,8 +10,9 @@ from typing import Final
 import msgspec
 
 from natsblob.broker.connection import Connection
-from natsblob.maintenance.doctor.ask import PATIENCE, gather
+from natsblob.maintenance.doctor.ask import gather
 from natsblob.maintenance.doctor.check import Check, Status
+from natsblob.maintenance.doctor.monitor import MonitorError, page
 
 _PAGE_BYTES: Final = 16 * 1024 * 1024
 _SECOND_LOOK: Final = 1.0
@@ -114,20 +114,13 @@ async def _look(connection: Connection, monitors: Sequence[str], stream: str) ->
         with suppress(msgspec.MsgspecError):
             pinged = msgspec.json.decode(answer.data, type=_Pinged)
             pages[pinged.data.server_id] = (pinged.server.name, pinged.data)
-    for url, page in zip(
-        monitors, await asyncio.gather(*(asyncio.to_thread(_page, url) for url in monitors)), strict=True
-    ):
-        if page is not None:
-            pages.setdefault(page.server_id, (url, page))
+    for url, read in zip(monitors, await asyncio.gather(*map(_read, monitors)), strict=True):
+        if read is not None:
+            pages.setdefault(read.server_id, (url, read))
     return {name: figures for name, page in pages.values() if (figures := page.figures(stream)) is not None}
 
 
-def _page(url: str) -> _Jsz | None:
-    if not url.startswith(("http://", "https://")):
-        return None
-    address = f"{url.rstrip('/')}/jsz?streams=true"
-    try:
-        with urllib.request.urlopen(address, timeout=PATIENCE) as page:  # noqa: S310 - checked above
-            return msgspec.json.decode(page.read(_PAGE_BYTES), type=_Jsz)
-    except (OSError, ValueError, msgspec.MsgspecError):
-        return None
+async def _read(url: str) -> _Jsz | None:
+    with suppress(MonitorError):  # the check of how servers write to disk tells of it
+        return await page(url, "jsz?streams=true", _Jsz, most=_PAGE_BYTES)
+    return None

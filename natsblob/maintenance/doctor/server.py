@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
@@ -13,8 +12,9 @@ import msgspec
 from natsblob.broker.connection import Connection
 from natsblob.chunking import MESSAGE_RESERVE, chunk_size_for
 from natsblob.config.quantity import format_duration, format_size
-from natsblob.maintenance.doctor.ask import PATIENCE, ask, gather
+from natsblob.maintenance.doctor.ask import ask, gather
 from natsblob.maintenance.doctor.check import Check, Status
+from natsblob.maintenance.doctor.monitor import MonitorError, page
 from natsblob.objectstore.bucket import OLDEST_SERVER
 
 _RECOMMENDED: Final = (2, 14, 0)
@@ -35,6 +35,7 @@ class _JetStreamState(msgspec.Struct):
 class Varz(msgspec.Struct):
     """The part of a server's `/varz` that matters here."""
 
+    server_id: str = ""
     server_name: str = ""
     jetstream: _JetStreamState | None = None
 
@@ -103,22 +104,21 @@ async def check_fsync(connection: Connection, monitors: Sequence[str], embedded_
 
     `embedded_name` is the name that natsblob's own embedded server on this machine has.
     """
-    unreachable: list[str] = []
+    silent: list[str] = []
     seen: list[Varz] = []
     for answer in await gather(connection, "$SYS.REQ.SERVER.PING.VARZ"):
         with suppress(msgspec.MsgspecError):
             seen.append(msgspec.json.decode(answer.data, type=_PingedVarz).data)
-    for url in monitors:
-        varz = await asyncio.to_thread(_monitored, url)
-        if varz is None:
-            unreachable.append(url)
+    for url, varz in zip(monitors, await asyncio.gather(*map(_monitored, monitors)), strict=True):
+        if isinstance(varz, MonitorError):
+            silent.append(f"{url}: {varz}")
         else:
             seen.append(varz)
     disks = {
         varz.server_name: varz.jetstream.config for varz in seen if varz.jetstream and varz.jetstream.config
     }
-    if unreachable:
-        return _fsync_unseen(f"no monitoring at {', '.join(unreachable)}")
+    if silent:
+        return _fsync_unseen(f"no monitoring at {'; '.join(silent)}")
     if disks:
         return _fsync_seen(disks)
     if embedded_name and await _server_name(connection) == embedded_name:
@@ -168,15 +168,12 @@ async def _server_name(connection: Connection) -> str:
     return ""
 
 
-def _monitored(url: str) -> Varz | None:
-    """What the monitoring page of a server says, or `None` where it does not answer."""
-    if not url.startswith(("http://", "https://")):
-        return None
+async def _monitored(url: str) -> Varz | MonitorError:
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/varz", timeout=PATIENCE) as page:  # noqa: S310 - checked
-            return msgspec.json.decode(page.read(_MONITOR_BYTES), type=Varz)
-    except (OSError, ValueError, msgspec.MsgspecError):
-        return None
+        varz = await page(url, "varz", Varz, most=_MONITOR_BYTES)
+    except MonitorError as error:
+        return error
+    return varz if varz.server_id else MonitorError("something else than a nats-server answers there")
 
 
 def _dotted(version: tuple[int, ...]) -> str:
