@@ -149,6 +149,12 @@ class SetupError(BlobError):
     name = "setup"
 
 
+class UnprovenError(BlobError):
+    """Nothing that is stored vouches for a part of this blob: only its whole can be verified. Local only."""
+
+    name = "unproven"
+
+
 _WIRE: tuple[type[BlobError], ...] = (
     BadRequestError,
     BlobNotFoundError,

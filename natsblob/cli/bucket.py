@@ -26,6 +26,12 @@ _MOST: Final = 2**63 - 1
 """JetStream counts bytes and nanoseconds in 64 bits."""
 _SHORTEST_AGE: Final = 0.1
 _LOOK_AGAIN: Final = 0.25
+_LEFT_ALONE: Final = {
+    "corrupt": "corrupt objects were left as they are: put the originals again, or delete them",
+    "unreadable": "unreadable objects were left as they are: put the originals again, or delete them",
+    "refused": "refused objects were left as they are, and are not served by digest",
+}
+"""What became of an object that is not served by digest, and what to tell about such objects."""
 Replicas = Annotated[int, Parameter(metavar="N", validator=validators.Number(gte=1, lte=5))]
 
 bucket = App(
@@ -176,8 +182,10 @@ async def adopt(*, common: Common = UNSET) -> Exit:
     """Serve by digest what other clients stored by name.
 
     Every such object is read and checked, and gets a link from its digest to it; the object itself stays
-    as it is. The bucket is prepared for large puts on the way. It may be interrupted and repeated, and
-    run while the bucket is in use. Exit code 4 where bytes were found that are not what they claim.
+    as it is. One whose chunks cannot be read singly, because they have different lengths for example, is
+    copied into a blob. The bucket is prepared for large puts on the way. It may be interrupted and
+    repeated, and run while the bucket is in use. Exit code 4 if an object could not be read, or has bytes
+    that are not what it claims; 1 if one was refused. All others are served then, too.
     """
     from natsblob.maintenance.adopt import adopt as adopting
     from natsblob.objectstore.objects import Objects
@@ -200,21 +208,25 @@ async def adopt(*, common: Common = UNSET) -> Exit:
                     outcomes[adoption.outcome] += 1
                     if common.json:
                         await out.record(adoption)
-                    elif not common.quiet or adoption.outcome == "corrupt":
+                    elif not common.quiet or adoption.outcome in _LEFT_ALONE:
                         await out.line(_line(adoption))
             await out.flush()
     if not common.quiet:
         counted = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
         say(f"{counted or 'nothing to adopt'}; the bucket takes chunks from clients")
-    if outcomes["corrupt"]:
-        say("corrupt objects were left as they are: put the originals again, or delete them")
-    return Exit.MISMATCH if outcomes["corrupt"] else Exit.OK
+    for outcome, advice in _LEFT_ALONE.items():
+        if outcomes[outcome]:
+            say(advice)
+    if outcomes["corrupt"] or outcomes["unreadable"]:
+        return Exit.MISMATCH
+    return Exit.FAILURE if outcomes["refused"] else Exit.OK
 
 
 def _line(adoption: Adoption) -> str:
     """An adoption on one line, whatever others call their objects."""
     name = adoption.name if adoption.name.isprintable() else repr(adoption.name)
-    return f"{adoption.outcome:<8} {adoption.digest or '-'!s:<64} {name}"
+    reason = f"  ({adoption.reason})" if adoption.reason else ""
+    return f"{adoption.outcome:<10} {adoption.digest or '-'!s:<64} {name}{reason}"
 
 
 async def _show(one: Bucket, info: StreamInfo, common: Common) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, closing
 from typing import Final
 
@@ -13,7 +13,14 @@ from natsblob.broker.message import Message
 from natsblob.client.progress import Gauge
 from natsblob.client.service import Service, broken_protocol, decoded, traced
 from natsblob.digest import Digest
-from natsblob.errors import BlobCorruptError, BlobError, NoRespondersError, TooLargeError, UnavailableError
+from natsblob.errors import (
+    BlobCorruptError,
+    BlobError,
+    NoRespondersError,
+    TooLargeError,
+    UnavailableError,
+    UnprovenError,
+)
 from natsblob.hashing import ConcurrentHasher
 from natsblob.wire import GetRequest, Info
 
@@ -48,21 +55,27 @@ async def in_one_reply(service: Service, request: GetRequest, timeout: float) ->
 class Frames:
     """The chunks of one blob as frames from workers and replicas; a `FrameSource`.
 
-    With `check` each chunk is compared with the CRC-32 that was stored beside it, where one was: for
-    ranges, which the digest of the whole says nothing about. With `verify` a worker does so before it
-    sends them. `close` it when no more is read.
+    With `check` each chunk is compared with its CRC-32, in `sums` or as it was stored beside it: for
+    ranges, which the digest of the whole says nothing about. `UnprovenError` if a chunk has none. With
+    `verify` a worker does so before it sends them. `close` it when no more is read.
     """
 
-    def __init__(self, service: Service, info: Info, *, check: bool, verify: bool) -> None:
+    def __init__(
+        self, service: Service, info: Info, *, check: bool, verify: bool, sums: Sequence[str] = ()
+    ) -> None:
         self._service = service
         self._info = info
         self._check = check
         self._verify = verify
+        self._sums = sums
+        self._is_unproven = False
         self._awaited: dict[str, set[int]] = {}
 
     async def ask(self, first: int, count: int, reply: str, attempt: int) -> None:
         for earlier in [subject for subject, missing in self._awaited.items() if first in missing]:
             self._leave(earlier)
+        if self._is_unproven:
+            raise UnprovenError("nothing that is stored vouches for a part of this blob")
         verify = self._verify
         if attempt >= 2:
             await stat(self._service, self._info.digest, self._service.timeout)
@@ -86,9 +99,11 @@ class Frames:
         index = wire.chunk_index(frame.headers)
         if index is None or len(frame.data) != chunking.length(index, self._info.size, self._info.chunk_size):
             return None
-        claimed = frame.headers.get(wire.SUM)
-        if self._check and claimed is not None and claimed != wire.chunk_sum(frame.data):
-            return None
+        if self._check:
+            claimed = self._sums[index] if self._sums else frame.headers.get(wire.SUM)
+            if claimed != wire.chunk_sum(frame.data):
+                self._is_unproven = self._is_unproven or claimed is None
+                return None
         self._service.windows.hear(frame.subject)
         missing = self._awaited.get(frame.subject, set())
         missing.discard(index)
@@ -118,6 +133,8 @@ class Fetch:
         self._service = service
         self._window = window
         self._patience = patience
+        self._sums: list[str] = []
+        """Of all chunks, once the whole was verified because nothing else vouched for them."""
 
     @classmethod
     async def of(cls, service: Service, digest: Digest, patience: float) -> Fetch:
@@ -130,12 +147,39 @@ class Fetch:
     async def chunks(
         self, first: int = 0, stop: int | None = None, *, check: bool = False, verify: bool = False
     ) -> AsyncGenerator[bytes, None]:
-        """Chunks `first` to `stop - 1` in order (`None`: to the end), `AHEAD` windows asked for ahead."""
-        frames = Frames(self._service, self.info, check=check, verify=verify)
+        """Chunks `first` to `stop - 1` in order (`None`: to the end), `AHEAD` windows asked for ahead.
+
+        With `check` each is proven by its sum; a blob without sums is read and verified whole first.
+        """
+        stop = self.info.chunks if stop is None else stop
+        while first < stop:
+            try:
+                async with aclosing(self._chunks(range(first, stop), check=check, verify=verify)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+                        first += 1
+            except UnprovenError:
+                await self._prove()
+
+    async def _prove(self) -> None:
+        """Read and verify the whole blob, and keep the sums of its chunks."""
+        hasher = ConcurrentHasher()
+        sums: list[str] = []
+        everything = self._chunks(range(self.info.chunks), check=False, verify=False)
+        async with aclosing(everything) as chunks:
+            async for chunk in chunks:
+                await hasher.update(chunk)
+                sums.append(wire.chunk_sum(chunk))
+        if await hasher.digest() != self.info.digest:
+            raise corrupt(self.info.digest)
+        self._sums = sums
+
+    async def _chunks(self, wanted: range, *, check: bool, verify: bool) -> AsyncGenerator[bytes, None]:
+        frames = Frames(self._service, self.info, check=check, verify=verify, sums=self._sums)
         chunks = read_frames(
             self._service.connection,
             frames,
-            range(first, self.info.chunks if stop is None else stop),
+            wanted,
             window=self._window,
             ahead=AHEAD,
             patience=self._patience,

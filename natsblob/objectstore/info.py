@@ -78,11 +78,18 @@ class Entry:
     modified: datetime
     is_readable: bool = True
     """Whether the metadata could be read. If not, `info` has the name, and the nuid if one can be found."""
+    sums: ObjectInfo | None = None
+    """Of an adopted object: where the sums of its chunks lie."""
 
     @property
     def is_content(self) -> bool:
         """Whether there are bytes of its own: it is neither a delete marker nor a link."""
         return self.is_readable and not self.info.deleted and self.info.link is None
+
+    @property
+    def has_sums(self) -> bool:
+        """Whether each chunk can be checked by itself, as far as the metadata tells."""
+        return self.info.marks is not None or self.sums is not None or self.info.chunks == 0
 
     @classmethod
     def decode(cls, stored: Stored) -> Entry:

@@ -16,15 +16,15 @@ from natsblob.broker.scan import Subjects, every
 from natsblob.broker.translate import LostRaceError
 from natsblob.chunking import DEFAULT_CHUNK_SIZE, chunk_size_for
 from natsblob.digest import Digest
-from natsblob.errors import BlobCorruptError, BlobNotFoundError, UnavailableError
+from natsblob.errors import BlobCorruptError, BlobNotFoundError, UnavailableError, UnprovenError
 from natsblob.hashing import ConcurrentHasher
+from natsblob.objectstore.adopted import SUM_BYTES, Sums, followed, link_to
 from natsblob.objectstore.bucket import Bucket
 from natsblob.objectstore.copies import UnreadableError, most_counted, newer_elsewhere
 from natsblob.objectstore.expiry import has_expired
 from natsblob.objectstore.info import (
     MARKS_KEY,
     Entry,
-    Link,
     ObjectInfo,
     Options,
     digest_of,
@@ -207,25 +207,57 @@ class Objects:
         if link is None:
             return entry
         target = await self.find(link.name) if link.name and link.bucket == self.bucket.name else None
-        if target is None or target.info.link is not None:
+        if target is None or not target.is_content:
             raise BlobNotFoundError("the object that this link points to is gone")
-        return target
+        return followed(entry, target)
 
     def read(
         self, entry: Entry, first: int = 0, count: int | None = None, *, verify: bool = True
     ) -> AsyncIterator[bytes]:
-        """Chunks of an object in order; with `verify` against the sums that natsblob wrote with them."""
-        info = entry.info
-        stop = info.chunks if count is None else min(info.chunks, first + count)
+        """Chunks of an object in order; with `verify` each against its sum, or `UnprovenError`."""
+        if verify and not entry.has_sums:
+            raise UnprovenError("nothing is stored that would prove a part of this object")
+        stop = entry.info.chunks if count is None else min(entry.info.chunks, first + count)
+        if verify and entry.sums is not None:
+            return self._read_adopted(entry, entry.sums, min(first, stop), stop)
+        return self._read(entry.info, min(first, stop), stop, verify=verify)
 
+    def _read(
+        self, info: ObjectInfo, first: int, stop: int, *, verify: bool, sums: Sums | None = None
+    ) -> AsyncIterator[bytes]:
         async def still_there() -> None:
             await self._still_there(info)
 
-        source = ChunkSource(self._jetstream, self._layout, info, still_there, verify=verify)
+        source = ChunkSource(self._jetstream, self._layout, info, still_there, verify=verify, sums=sums)
         if stop - first == 1 and (seq := exact_start_of(info, first)) is not None:
             return self._read_one(source, first, seq)
         window = max(1, self._window_bytes // info.chunk_size)
-        return read_chunks(source, self._jetstream, range(min(first, stop), stop), window=window)
+        return read_chunks(source, self._jetstream, range(first, stop), window=window)
+
+    async def _read_adopted(
+        self, entry: Entry, kept: ObjectInfo, first: int, stop: int
+    ) -> AsyncIterator[bytes]:
+        """As `_read`, compared with the sums that were taken when the object was adopted."""
+        begin, skip = divmod(first * SUM_BYTES, kept.chunk_size)
+        end = -(-stop * SUM_BYTES // kept.chunk_size)
+        try:
+            raw = b"".join([part async for part in self._read(kept, begin, end, verify=True)])
+        except (BlobNotFoundError, BlobCorruptError) as error:
+            raise UnprovenError("the sums of this object's chunks are gone") from error
+        sums = Sums(first, raw[skip:])
+        async for chunk in self._read(entry.info, first, stop, verify=True, sums=sums):
+            yield chunk
+
+    async def read_whole(self, entry: Entry) -> AsyncIterator[bytes]:
+        """All chunks of an object, for those who compare the digest: also of one without sums."""
+        done = 0
+        try:
+            async for chunk in self.read(entry):
+                yield chunk
+                done += 1
+        except UnprovenError:
+            async for chunk in self.read(entry, done, verify=False):
+                yield chunk
 
     async def _read_one(self, source: ChunkSource, index: int, seq: int) -> AsyncIterator[bytes]:
         """One chunk in one question, where it is where the metadata says; else as any other."""
@@ -249,7 +281,7 @@ class Objects:
         if not entry.is_readable:
             raise BlobCorruptError(f"the metadata of object {name!r} cannot be read")
         hasher = ConcurrentHasher()
-        async for chunk in self.read(entry):
+        async for chunk in self.read_whole(entry):
             await hasher.update(chunk)
             yield chunk
         if await hasher.digest() != digest_of(entry.info):
@@ -331,11 +363,18 @@ class Objects:
         )
         return await self._publish(info, expected_last)
 
-    async def link(self, name: str, target: str, expected_last: int) -> Entry:
-        """Make `name` a link to the object `target` of the same bucket."""
-        link = Link(bucket=self.bucket.name, name=target)
-        info = ObjectInfo(name=name, bucket=self.bucket.name, nuid=new_nuid(), options=Options(link=link))
-        return await self._publish(info, expected_last)
+    async def link(
+        self, target: Entry, digest: Digest, chunk_size: int, sums: bytes, expected_last: int
+    ) -> Entry:
+        """Make a digest a link to an object whose bytes were read: `sums` are those of its chunks."""
+
+        async def source() -> AsyncIterator[bytes]:
+            yield sums
+
+        written = await self.write(source())
+        return await self._or_drop(
+            written.nuid, self._publish(link_to(target, digest, chunk_size, written), expected_last)
+        )
 
     async def delete(self, name: str) -> Entry:
         """Remove an object and its chunks, and answer what was removed."""
@@ -349,10 +388,32 @@ class Objects:
                 await self._publish(marker, leads.seq if leads else 0)
             except LostRaceError:
                 continue
-            if entry.is_content:
+            if entry.is_readable and entry.info.nuid:
                 await shielded(self.drop(entry.info.nuid))
             return entry
         raise UnavailableError(f"others replace object {name!r} all the time; a repeat is safe")
+
+    async def all(self) -> AsyncIterator[tuple[str, Entry]]:
+        """All metadata and its subjects, which not every client encodes alike; also what cannot be read."""
+        some: list[str] = []
+        async for subject, _ in self.subjects():
+            some.append(subject)
+            if len(some) == _AT_ONCE:
+                for found in await self._newest_on(some):
+                    yield found
+                some = []
+        for found in await self._newest_on(some):
+            yield found
+
+    async def _newest_on(self, subjects: Sequence[str]) -> Sequence[tuple[str, Entry]]:
+        if not subjects:
+            return []
+        latest = await self._jetstream.latest(self._layout.stream, subjects)
+        here = {stored.subject: stored for stored in latest.messages}
+        for subject in (one for one in subjects if one not in here):
+            if stored := await self._jetstream.last_at_leader(self._layout.stream, subject):
+                here[subject] = stored
+        return [(subject, Entry.decode(here[subject])) for subject in subjects if subject in here]
 
     async def list(self) -> AsyncIterator[Entry]:
         """Every object in ascending order of name; delete markers are left out."""

@@ -8,7 +8,8 @@ from natsblob import chunking, wire
 from natsblob.broker.frames import read_frames
 from natsblob.broker.jetstream import PENDING, SEQUENCE, JetStream
 from natsblob.broker.message import Message
-from natsblob.errors import BlobCorruptError, BlobError, UnavailableError
+from natsblob.errors import BlobCorruptError, BlobError, UnavailableError, UnprovenError
+from natsblob.objectstore.adopted import Sums
 from natsblob.objectstore.info import Layout, ObjectInfo
 
 PATIENCE = 30.0
@@ -28,8 +29,16 @@ class ChunkSource:
     """The chunks of one object as frames of direct reads; a `FrameSource`."""
 
     def __init__(
-        self, jetstream: JetStream, layout: Layout, info: ObjectInfo, still_there: StillThere, *, verify: bool
+        self,
+        jetstream: JetStream,
+        layout: Layout,
+        info: ObjectInfo,
+        still_there: StillThere,
+        *,
+        verify: bool,
+        sums: Sums | None = None,
     ) -> None:
+        """With `verify` each chunk is compared with its sum in `sums`, or with the one stored beside it."""
         self._jetstream = jetstream
         self._stream = layout.stream
         self.subject = layout.chunks(info.nuid)
@@ -38,11 +47,21 @@ class ChunkSource:
         self._verify = verify
         self._seen: dict[int, int] = {}
         """Stream sequences of the chunks that came last, by index."""
+        self._sums = sums
         self._bad = 0
+        self._uneven = 0
+        self._is_unproven = False
 
     async def ask(self, first: int, count: int, reply: str, attempt: int) -> None:
         if self._bad >= _BAD_COPIES:
             raise BlobCorruptError("a chunk fails its checksum on every copy that could be read")
+        if self._uneven >= _BAD_COPIES:
+            raise BlobCorruptError(
+                "the chunks of this object have other lengths than its metadata says: "
+                "`natsblob bucket adopt` writes such objects anew"
+            )
+        if self._is_unproven:
+            raise UnprovenError("nothing is stored that would prove this chunk")
         if attempt >= 2:
             await self._still_there()
         start = self._start(first, trust_marks=attempt == 0)
@@ -64,9 +83,16 @@ class ChunkSource:
     def _is_good(self, index: int, frame: Message) -> bool:
         info = self._info
         if len(frame.data) != chunking.length(index, info.size, info.chunk_size):
+            self._uneven += 1
             return False
-        claimed = frame.headers.get(wire.SUM)
-        if self._verify and claimed is not None and claimed != wire.chunk_sum(frame.data):
+        if not self._verify:
+            return True
+        claimed = self._sums.of(index) if self._sums else frame.headers.get(wire.SUM)
+        if claimed is None:
+            if self._sums is None or index >= self._sums.first:
+                self._is_unproven = True
+            return False
+        if claimed != wire.chunk_sum(frame.data):
             self._bad += 1
             return False
         return True

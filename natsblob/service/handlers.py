@@ -15,6 +15,7 @@ from natsblob.errors import (
     BlobNotFoundError,
     DigestMismatchError,
     TooLargeError,
+    UnprovenError,
 )
 from natsblob.hashing import digest_of_bytes
 from natsblob.objectstore.turns import Asker, on_behalf_of
@@ -24,6 +25,8 @@ from natsblob.service.uploads import Uploads
 from natsblob.store.base import Delegating, Store
 from natsblob.wire import Caps, GetRequest, HasReply, Info, ListRequest, MissingReply
 
+_WHOLE_FOR_A_PART: Final = 8 * 1024 * 1024
+"""Bytes of a blob without sums that a worker reads for a range of it; the client has to read larger ones."""
 LISTS_AT_ONCE: Final = 2
 """Pages made at a time: each takes all names of the bucket into memory. More wait their turn."""
 _FOREIGN_ACCOUNT: Final = "_R_."
@@ -154,14 +157,35 @@ class Handlers:
     async def _read(self, digest: Digest, info: Info, span: chunking.Span) -> bytes:
         """The bytes of a range; those of a whole blob are verified, and read once more if they are bad."""
         for _ in range(2):
-            pieces = [chunk async for chunk in self._store.chunks(digest, span.first, span.count)]
-            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            data = data[span.skip : span.skip + span.length]
+            try:
+                pieces = [chunk async for chunk in self._store.chunks(digest, span.first, span.count)]
+            except UnprovenError:
+                data = await self._read_of_whole(digest, info, span)
+            else:
+                data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                data = data[span.skip : span.skip + span.length]
             if len(data) == span.length and (
                 span.length < info.size or await digest_of_bytes(data) == digest
             ):
                 return data
         raise BlobCorruptError("the stored bytes do not have their digest; none were delivered")
+
+    async def _read_of_whole(self, digest: Digest, info: Info, span: chunking.Span) -> bytes:
+        """A range of a blob without sums, which is read whole, since nothing else proves it."""
+        if info.size > _WHOLE_FOR_A_PART:
+            raise TooLargeError(
+                'nothing vouches for a part of this blob; read it whole with "mode": "stream"',
+                size=info.size,
+                limit=_WHOLE_FOR_A_PART,
+                mode="stream",
+            )
+        with self._limits.bytes(info.size):
+            chunks = self._store.chunks(digest, verify=False)
+            whole = b"".join([chunk async for chunk in chunks])
+        if await digest_of_bytes(whole) != digest:
+            return b""
+        offset = span.first * info.chunk_size + span.skip
+        return whole[offset : offset + span.length]
 
     async def _stream(self, request: Request, wanted: GetRequest) -> Answer:
         if wanted.count > self._caps.window:
@@ -180,14 +204,24 @@ class Handlers:
         return self._relay(request, wanted, info)
 
     async def _relay(self, request: Request, wanted: GetRequest, info: Info) -> AsyncGenerator[Reply, None]:
-        index = wanted.first
-        chunks = self._store.chunks(wanted.digest, wanted.first, wanted.count, verify=True)
         with self._limits.bytes(min(wanted.count * info.chunk_size, info.size)):
-            async for chunk in chunks:
+            async for index, chunk, is_proven in self._chunks(wanted):
                 request.noted.bytes_out += len(chunk)
-                yield Reply(chunk, {wire.CHUNK: str(index)})
-                index += 1
+                proof = {wire.SUM: wire.chunk_sum(chunk)} if is_proven else {}
+                yield Reply(chunk, {wire.CHUNK: str(index), **proof})
         yield Reply(b"", {wire.STATUS: "204 EOB"})
+
+    async def _chunks(self, wanted: GetRequest) -> AsyncIterator[tuple[int, bytes, bool]]:
+        """The chunks of a window by their indexes, and whether each has been compared with its sum."""
+        index, stop = wanted.first, wanted.first + wanted.count
+        try:
+            async for chunk in self._store.chunks(wanted.digest, index, wanted.count):
+                yield index, chunk, True
+                index += 1
+        except UnprovenError:
+            async for chunk in self._store.chunks(wanted.digest, index, stop - index, verify=False):
+                yield index, chunk, False
+                index += 1
 
 
 def _asker(request: Request) -> Asker:

@@ -37,8 +37,9 @@ class Reader(Protocol):
 
         Each is whole: `Info.chunk_size` bytes, the last one shorter. Chunks past the end are not
         an error and yield nothing. With `verify` each chunk is checked against what the store
-        remembers of it and a bad one is a `BlobCorruptError`; the digest of the whole is the
-        caller's to check. `BlobNotFoundError` before the first chunk where there is no blob.
+        remembers of it: a bad one is a `BlobCorruptError`, one of which nothing is remembered an
+        `UnprovenError`. The digest of the whole is the caller's to check. `BlobNotFoundError`
+        before the first chunk where there is no blob.
         """
         ...
 
