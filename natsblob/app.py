@@ -112,17 +112,28 @@ async def worker(settings: Settings) -> AsyncIterator[Serving]:
             request_timeout=settings.request_timeout,
         )
         discovery = Discovery(
+            subjects.service,
             worker_id,
             version("natsblob"),
+            f"content-addressed blobs on {settings.prefix}.>, {_kept_in(settings)}",
             list(service.endpoints.values()),
             metrics.figures,
-            {"bucket": settings.bucket, "backend": settings.backend, "protocol": str(wire.PROTOCOL_VERSION)},
+            {
+                "prefix": settings.prefix,
+                "bucket": settings.bucket,
+                "backend": settings.backend,
+                "protocol": str(wire.PROTOCOL_VERSION),
+            },
         )
         await stack.enter_async_context(service.serving((commit_at, subjects.commit)))
         await stack.enter_async_context(discovery.answering(front, replies))
         log.info("worker.ready", worker=worker_id, url=front.url, bucket=settings.bucket)
         yield Serving(worker_id, front.url, backend.replicas, front.closed)
         log.info("worker.draining", worker=worker_id)
+
+
+def _kept_in(settings: Settings) -> str:
+    return f"bucket {settings.bucket}" if settings.backend == "jetstream" else f"on {settings.backend}"
 
 
 async def _backend(settings: Settings, front: Connection, stack: AsyncExitStack, worker_id: str) -> Backend:

@@ -19,6 +19,8 @@ from natsblob.errors import BadRequestError, BlobError, Detail, from_wire
 
 PROTOCOL_VERSION: Final = 1
 DEFAULT_PREFIX: Final = "blob"
+SERVICE: Final = "natsblob"
+"""How services are called in discovery (ADR-32), and what their names begin with."""
 MAX_BATCH: Final = 1_000
 """Digests in one `has`, and entries in one page of `list`."""
 MAX_MARKS: Final = 4096
@@ -297,6 +299,13 @@ class Subjects:
         self.commit = f"{prefix}.put.commit"
         self.abort = f"{prefix}.put.abort"
         self.caps = f"{prefix}.caps"
+
+    @property
+    def service(self) -> str:
+        """The name of the service in discovery, which knows no dots: another one for each prefix."""
+        if self.prefix == DEFAULT_PREFIX:
+            return SERVICE
+        return f"{SERVICE}-{self.prefix.replace('_', '__').replace('.', '_-')}"
 
     def commit_at(self, worker: str) -> str:
         """Where the worker that opened an upload takes its commit."""

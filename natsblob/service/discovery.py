@@ -15,7 +15,6 @@ from natsblob.broker.message import Message
 from natsblob.service.messages import Reply
 from natsblob.service.replies import Replies
 
-SERVICE: Final = "natsblob"
 _TYPE: Final = "io.nats.micro.v1"
 _SEMVER: Final = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
@@ -45,20 +44,24 @@ class Discovery:
 
     def __init__(
         self,
+        name: str,
         worker: str,
         version: str,
+        description: str,
         endpoints: list[Endpoint],
         figures: Callable[[], dict[str, float]],
         metadata: dict[str, str],
     ) -> None:
         semver = _SEMVER.match(version)
         self._identity: dict[str, Any] = {
-            "name": SERVICE,
+            "name": name,
             "id": worker,
             "version": semver.group() if semver else "0.0.0",
             "metadata": metadata,
         }
+        self._name = name
         self._worker = worker
+        self._description = description
         self._endpoints = endpoints
         self._figures = figures
         self._started = datetime.now(UTC)
@@ -70,7 +73,7 @@ class Discovery:
         return {
             "type": f"{_TYPE}.info_response",
             **self._identity,
-            "description": "content-addressed blobs",
+            "description": self._description,
             "endpoints": [
                 {"name": e.name, "subject": e.subject, "queue_group": e.queue_group, "metadata": {}}
                 for e in self._endpoints
@@ -99,7 +102,7 @@ class Discovery:
         """Answer discovery requests while the context lasts."""
         async with AsyncExitStack() as subscriptions:
             for verb, answer in {"PING": self.ping, "INFO": self.info, "STATS": self.stats}.items():
-                for scope in ("", f".{SERVICE}", f".{SERVICE}.{self._worker}"):
+                for scope in ("", f".{self._name}", f".{self._name}.{self._worker}"):
                     handler = _answering(answer, replies)
                     await subscriptions.enter_async_context(
                         connection.subscribe(f"$SRV.{verb}{scope}", handler)

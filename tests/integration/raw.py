@@ -20,6 +20,7 @@ from nats.js import JetStreamContext
 from natsblob.app import worker
 from natsblob.config import Settings
 from natsblob.testing.payloads import cut
+from natsblob.wire import Subjects
 
 CHUNK = 8192
 """The chunk size of the services here: small, so that small blobs have many."""
@@ -61,6 +62,11 @@ class Raw:
     bucket: str
     ids: list[str] = field(default_factory=list)
     """Of the workers."""
+
+    @property
+    def service(self) -> str:
+        """Its name in discovery."""
+        return Subjects(self.prefix).service
 
     @property
     def js(self) -> JetStreamContext:
@@ -136,7 +142,7 @@ class Raw:
         """The workers' own figures, added up."""
         total: dict[str, float] = {}
         for worker_id in self.ids:
-            message = await self.nc.request(f"$SRV.STATS.natsblob.{worker_id}", timeout=TIMEOUT)
+            message = await self.nc.request(f"$SRV.STATS.{self.service}.{worker_id}", timeout=TIMEOUT)
             for name, value in json.loads(message.data)["endpoints"][0]["data"].items():
                 total[name] = total.get(name, 0) + value
         return total

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
@@ -12,7 +13,9 @@ import pytest
 from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
 
+from natsblob.broker.connection import Access, connect
 from natsblob.broker.embedded import EmbeddedServer
+from natsblob.maintenance.doctor.service import Responders
 from tests.integration.raw import TIMEOUT, Raw, service
 
 WORKERS = 3
@@ -80,7 +83,7 @@ async def answers(raw: Raw, subject: str, count: int) -> list[Msg]:
 async def stats(raw: Raw) -> dict[str, dict[str, Any]]:
     """The figures of each endpoint, added up over the workers."""
     total: dict[str, dict[str, Any]] = {}
-    for message in await answers(raw, "$SRV.STATS.natsblob", WORKERS):
+    for message in await answers(raw, f"$SRV.STATS.{raw.service}", WORKERS):
         for endpoint in json.loads(message.data)["endpoints"]:
             into = total.setdefault(endpoint["name"], {"num_requests": 0, "num_errors": 0, "errors": []})
             into["num_requests"] += endpoint["num_requests"]
@@ -92,20 +95,20 @@ async def stats(raw: Raw) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("verb", list(SCHEMAS))
 async def test_every_worker_answers_in_form(raw: Raw, verb: str) -> None:
     await raw.ask("get", b"bad")
-    for subject in (f"$SRV.{verb}", f"$SRV.{verb}.natsblob"):
+    for subject in (f"$SRV.{verb}", f"$SRV.{verb}.{raw.service}"):
         found = [json.loads(message.data) for message in await answers(raw, subject, WORKERS)]
         for body in found:
             jsonschema.validate(body, SCHEMAS[verb])
         assert {body["id"] for body in found} == set(raw.ids)
     for worker_id in raw.ids:
-        (message,) = await answers(raw, f"$SRV.{verb}.natsblob.{worker_id}", 1)
+        (message,) = await answers(raw, f"$SRV.{verb}.{raw.service}.{worker_id}", 1)
         body = json.loads(message.data)
         jsonschema.validate(body, SCHEMAS[verb])
         assert body["id"] == worker_id
 
 
 async def test_info_lists_the_endpoints_where_they_listen(raw: Raw) -> None:
-    (message, *_) = await answers(raw, "$SRV.INFO.natsblob", WORKERS)
+    (message, *_) = await answers(raw, f"$SRV.INFO.{raw.service}", WORKERS)
     endpoints = json.loads(message.data)["endpoints"]
     assert {endpoint["name"] for endpoint in endpoints} == ENDPOINTS
     assert len({endpoint["queue_group"] for endpoint in endpoints}) == 1
@@ -135,7 +138,7 @@ async def test_figures_count_requests_and_errors(raw: Raw) -> None:
 async def test_requests_spread_over_the_workers(raw: Raw) -> None:
     await asyncio.gather(*(raw.ask("caps") for _ in range(60)))
     served = []
-    for message in await answers(raw, "$SRV.STATS.natsblob", WORKERS):
+    for message in await answers(raw, f"$SRV.STATS.{raw.service}", WORKERS):
         endpoints = {endpoint["name"]: endpoint for endpoint in json.loads(message.data)["endpoints"]}
         served.append(endpoints["caps"]["num_requests"])
     assert sum(served) == 60
@@ -143,6 +146,34 @@ async def test_requests_spread_over_the_workers(raw: Raw) -> None:
 
 
 async def test_nobody_else_is_answered_for(raw: Raw) -> None:
-    for subject in ("$SRV.PING.other", "$SRV.INFO.natsblob.nobody"):
+    for subject in ("$SRV.PING.other", f"$SRV.INFO.{raw.service}.nobody"):
         with pytest.raises(NoRespondersError):
             await raw.nc.request(subject, timeout=TIMEOUT)
+
+
+async def test_two_prefixes_are_two_services(raw: Raw, fresh_server: EmbeddedServer) -> None:
+    prefixes = ["blob", "a.b", "a_b", "a-b", "a_.b", "a._b"]
+    async with AsyncExitStack() as stack:
+        others = [await stack.enter_async_context(service(fresh_server.url, prefix=one)) for one in prefixes]
+        found = [json.loads(one.data) for one in await answers(raw, "$SRV.INFO", WORKERS + len(prefixes))]
+        assert len({info["name"] for info in found}) == 1 + len(prefixes)
+        for info in found:
+            jsonschema.validate(info, SCHEMAS["INFO"])
+        for other in (raw, *others):
+            own = [info for info in found if info["name"] == other.service]
+            assert {info["id"] for info in own} == set(other.ids)
+            assert {(info["metadata"]["prefix"], info["metadata"]["bucket"]) for info in own} == {
+                (other.prefix, other.bucket)
+            }
+            assert all(other.bucket in info["description"] for info in own)
+
+
+async def test_the_doctor_counts_the_workers_under_its_prefix(raw: Raw, fresh_server: EmbeddedServer) -> None:
+    async with (
+        service(fresh_server.url, prefix="blob") as other,
+        await connect(Access((fresh_server.url,))) as connection,
+    ):
+        for one in (raw, other):
+            found = await Responders.find(connection, one.prefix)
+            assert found.versions.total() == len(one.ids)
+            assert found.elsewhere == len(raw.ids) + len(other.ids) - len(one.ids)

@@ -241,7 +241,7 @@ async def test_reply_subjects_that_are_not_answered_to(raw: Raw) -> None:
         for endpoint, body in bodies.items():
             await raw.nc.publish(f"{raw.prefix}.{endpoint}", body.encode(), reply=reply)
         for verb in ("PING", "INFO", "STATS"):
-            await raw.nc.publish(f"$SRV.{verb}.natsblob.{raw.ids[0]}", reply=reply)
+            await raw.nc.publish(f"$SRV.{verb}.{raw.service}.{raw.ids[0]}", reply=reply)
     await raw.nc.flush()
     await raw.nc.flush()
     assert (await raw.js.stream_info(raw.stream)).state.messages == messages

@@ -30,6 +30,16 @@ class _Pong(msgspec.Struct):
     name: str = ""
     id: str = ""
     version: str = ""
+    metadata: dict[str, str] | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name.partition("-")[0] == wire.SERVICE
+
+    def serves(self, subjects: Subjects) -> bool:
+        """Whether it is a worker under this prefix; older ones do not tell theirs, but by their bucket."""
+        prefix = (self.metadata or {}).get("prefix")
+        return self.is_ours and prefix in (None, subjects.prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +48,9 @@ class Responders:
 
     subjects: Subjects
     versions: Counter[str]
-    """How many workers of each version show on `$SRV`, whatever their prefix."""
+    """How many workers of each version show on `$SRV` under this prefix."""
+    elsewhere: int
+    """How many show that have another prefix."""
     answer: Answer
     """To the question what the service can do."""
     caps: Caps | None
@@ -46,21 +58,22 @@ class Responders:
     @classmethod
     async def find(cls, connection: Connection, prefix: str) -> Responders:
         subjects = Subjects(prefix)
-        pongs = [_pong(answer) for answer in await gather(connection, "$SRV.PING.natsblob")]
-        versions = Counter(pong.version for pong in pongs if pong.name == "natsblob")
+        pongs = [_pong(answer) for answer in await gather(connection, "$SRV.PING")]
+        own = [pong for pong in pongs if pong.serves(subjects)]
+        elsewhere = sum(pong.is_ours for pong in pongs) - len(own)
         answer = await ask(connection, subjects.caps)
         caps = None
         if answer.message:
             with suppress(BlobError):
                 caps = wire.decode(answer.message.data, Caps)
-        return cls(subjects, versions, answer, caps)
+        return cls(subjects, Counter(pong.version for pong in own), elsewhere, answer, caps)
 
 
 def check_responders(responders: Responders, bucket: str) -> Check:
     """Whether somebody answers, and whether that is the service that is meant."""
     subjects, versions, caps = responders.subjects, responders.versions, responders.caps
     if responders.answer.message is None:
-        return _nobody(subjects, responders.answer.reach, sum(versions.values()))
+        return _nobody(responders)
     if caps is None:
         return Check(
             name="responders",
@@ -104,8 +117,9 @@ def _pong(answer: Message) -> _Pong:
     return _Pong()
 
 
-def _nobody(subjects: Subjects, reach: Reach, workers: int) -> Check:
-    if workers:
+def _nobody(responders: Responders) -> Check:
+    subjects, reach = responders.subjects, responders.answer.reach
+    if workers := sum(responders.versions.values()) + responders.elsewhere:
         return Check(
             name="responders",
             status=Status.FAIL,
