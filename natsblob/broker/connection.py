@@ -12,9 +12,11 @@ from secrets import token_hex
 from types import TracebackType
 from typing import Final, Self
 
+from nats.aio.client import RawCredentials
+
 from natsblob.broker.cleanup import shielded
 from natsblob.broker.client import DirectClient, Handler, Options
-from natsblob.broker.identity import check_creds, check_nkey, tls_context
+from natsblob.broker.identity import read_creds, read_nkey, tls_context
 from natsblob.broker.message import Message
 from natsblob.broker.translate import nats_error, no_responders, translated
 from natsblob.config import Settings
@@ -70,13 +72,9 @@ class Access:
 
     def options(self) -> Options:
         """For the client library; `SetupError` where a file that is named cannot be used."""
-        if self.nkey is not None:
-            check_nkey(self.nkey)
-        if self.creds is not None:
-            check_creds(self.creds)
         given = {
-            "user_credentials": self.creds,
-            "nkeys_seed": self.nkey,
+            "user_credentials": None if self.creds is None else RawCredentials(read_creds(self.creds)),
+            "nkeys_seed_str": None if self.nkey is None else read_nkey(self.nkey),
             "user": self.user,
             "password": self.password if self.password is not None or self.user is None else "",
             "token": self.token,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from natsblob.config import contexts, values
+from natsblob.config.files import read_small
 from natsblob.config.model import AUTH, Settings, masked
 from natsblob.config.servers import AddressError
 from natsblob.errors import SetupError
@@ -84,7 +85,7 @@ def load(
     `flags` maps names of settings, and `config` for the file, to values; `None` means not given.
     """
     home = home or Path(environ.get("HOME") or "/")
-    cwd = cwd or Path.cwd()
+    cwd = cwd or _current_directory()
     config_home = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
     data_home = Path(environ.get("XDG_DATA_HOME") or home / ".local" / "share")
 
@@ -98,10 +99,10 @@ def load(
     ]
     chosen = next((layer["context"].value for layer in reversed(layers) if "context" in layer), None)
     if chosen:
-        layers.insert(1, _from_context(str(chosen), config_home, cwd))
+        layers.insert(1, _from_context(str(chosen), config_home, cwd, environ, home))
     elif not any(name in layer for layer in layers for name in ("server", "embedded")):
         selected = contexts.selected(config_home)
-        layers.insert(0, _from_context(selected, config_home, cwd) if selected else {})
+        layers.insert(0, _from_context(selected, config_home, cwd, environ, home) if selected else {})
 
     merged: _Layer = {"store_dir": _Given(data_home / "natsblob", "default", cwd)}
     for layer in layers:
@@ -112,6 +113,14 @@ def load(
     settings = Settings(**{name: _parsed(name, item, home) for name, item in merged.items()})
     _check(settings, sources)
     return Loaded(settings, sources)
+
+
+def _current_directory() -> Path:
+    """Where relative paths begin; the empty path if that directory has been removed or is closed to us."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return Path()
 
 
 def _overlay(merged: _Layer, layer: _Layer) -> None:
@@ -134,23 +143,31 @@ def _config_file(named: str | None, home: Path, cwd: Path, config_home: Path) ->
     if named:
         return cwd / values.expanded(named, home)
     places = (cwd / "natsblob.toml", config_home / "natsblob" / "config.toml")
-    return next((place for place in places if place.is_file()), None)
+    return next((place for place in places if _is_file(place)), None)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file is there. In a directory that we may not look into there is none for us."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _from_file(path: Path | None) -> _Layer:
     if path is None:
         return {}
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(read_small(path).decode())
     except OSError as error:
         raise SetupError(f"the configuration {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SetupError(f"the configuration {path} is not TOML: {error}") from error
     return {_known(name, str(path)): _Given(value, str(path), path.parent) for name, value in table.items()}
 
 
-def _from_context(name: str, config_home: Path, cwd: Path) -> _Layer:
-    found = contexts.read(name, config_home)
+def _from_context(name: str, config_home: Path, cwd: Path, environ: Mapping[str, str], home: Path) -> _Layer:
+    found = contexts.read(name, config_home, environ, home)
     return {setting: _Given(value, f"context {name}", cwd) for setting, value in found.items()}
 
 

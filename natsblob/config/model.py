@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import msgspec
 from msgspec import Meta
@@ -183,12 +185,21 @@ def _without_userinfo(url: str) -> str:
 
 def encode(settings: Settings) -> bytes:
     """The settings as JSON, secrets included: for a pipe to a child, never for a log or an argument."""
-    return msgspec.json.encode(settings, enc_hook=str)
+    return msgspec.json.encode(settings, enc_hook=_quoted)
 
 
 def decode(data: bytes) -> Settings:
     """What `encode` wrote."""
-    return msgspec.json.decode(data, type=Settings, dec_hook=path_hook)
+    return msgspec.json.decode(data, type=Settings, dec_hook=_unquoted)
+
+
+def _quoted(value: Any) -> str:
+    """A path as text, whatever bytes it has: names of files need not be UTF-8."""
+    return quote_from_bytes(os.fsencode(value))
+
+
+def _unquoted(kind: type, value: Any) -> Any:
+    return path_hook(kind, os.fsdecode(unquote_to_bytes(value)) if isinstance(value, str) else value)
 
 
 def path_hook(kind: type, value: Any) -> Any:

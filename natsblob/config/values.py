@@ -21,7 +21,10 @@ def parse(name: str, value: object, *, base: Path, home: Path) -> Any:
     Relative paths are taken from `base`, and `~` is `home`.
     """
     try:
-        plain = _plain(_kind(name), value, base, home)
+        kind = _kind(name)
+        if isinstance(value, str) and kind != "path":
+            value.encode()  # text that is no UTF-8 has a meaning in paths only
+        plain = _plain(kind, value, base, home)
         return msgspec.convert(plain, _hints()[name], strict=False, dec_hook=path_hook)
     except (TypeError, msgspec.ValidationError) as error:
         raise ValueError(str(error)) from error
@@ -57,7 +60,7 @@ def _plain(kind: str, value: object, base: Path, home: Path) -> object:
         case "size", str() | int() | float():
             return parse_size(value)
         case "path", str() | Path():
-            return str(base / expanded(str(value), home))
+            return str(_path(str(value), base, home))
         case "address", str():
             host, _, port = value.rpartition(":")
             if not host or not (port.isascii() and port.isdecimal()):
@@ -70,6 +73,15 @@ def _plain(kind: str, value: object, base: Path, home: Path) -> object:
         case "servers", list() | tuple():
             return [server_url(part.strip()) if isinstance(part, str) else part for part in value]
     return value
+
+
+def _path(text: str, base: Path, home: Path) -> Path:
+    if not text or "\0" in text:
+        raise ValueError("a path is not empty")
+    path = base / expanded(text, home)
+    if not path.is_absolute():
+        raise ValueError("the current directory has been removed")
+    return path
 
 
 def expanded(text: str, home: Path) -> Path:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -106,6 +109,76 @@ def test_a_file_that_was_named_has_to_be_good(loaded: Load, cwd: Path, text: str
         path.write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(SetupError):
         loaded({"config": path})
+
+
+def test_a_byte_order_mark_and_other_line_ends_do_no_harm(loaded: Load, home: Path, cwd: Path) -> None:
+    (cwd / "natsblob.toml").write_bytes(b'\xef\xbb\xbfbucket = "b"\r\nprefix = "p"\r\n')
+    (home / ".config/nats/context/x.json").write_bytes(b'\xef\xbb\xbf{"url": "nats://a:1"}\r\n')
+    settings = loaded({"context": "x"}).settings
+    assert (settings.bucket, settings.prefix, settings.server) == ("b", "p", ("nats://a:1",))
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe", "huge", "deep", "socket"])
+def test_a_file_that_is_none_is_refused_at_once(loaded: Load, cwd: Path, kind: str) -> None:
+    path = cwd / "named.toml"
+    match kind:
+        case "directory":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "huge":
+            path.write_bytes(b"#" * 2_000_000)
+        case "deep":
+            path.write_bytes(b"a = " + b"[" * 100_000)
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as listening:
+                listening.bind(str(path))
+    with pytest.raises(SetupError) as caught:
+        loaded({"config": path})
+    assert str(path) in caught.value.message
+
+
+def test_a_pipe_that_somebody_writes_into_is_a_file_like_any_other(loaded: Load) -> None:
+    ours, theirs = os.pipe()
+
+    def write() -> None:
+        os.write(theirs, b'bucket = "piped"')
+        os.close(theirs)
+
+    writer = threading.Timer(0.1, write)
+    writer.start()
+    assert loaded({"config": f"/dev/fd/{ours}"}).settings.bucket == "piped"
+    writer.join()
+    os.close(ours)
+
+
+def test_a_current_directory_that_is_gone_matters_to_relative_paths_only(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone() -> Path:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(Path, "cwd", gone)
+    assert load({"creds": "/a"}, environ={}, home=home).settings.creds == Path("/a")
+    for flags in ({"creds": "a"}, {"config": "natsblob.toml"}):
+        with pytest.raises(SetupError):
+            load(flags, environ={}, home=home)
+
+
+@pytest.mark.parametrize("name", ["creds", "disk", "bucket", "server", "metrics"])
+@pytest.mark.parametrize("value", ["", "a\0b"])
+def test_what_is_empty_or_has_a_zero_byte_is_refused(loaded: Load, name: str, value: str) -> None:
+    with pytest.raises(SetupError):
+        loaded({"user": "u", name: value})
+
+
+def test_only_paths_may_be_other_than_unicode(loaded: Load) -> None:
+    settings = loaded({"disk": "/d\udcff", "creds": "/c\udcff"}).settings
+    assert decode(encode(settings)) == settings
+    for name in ("user", "bucket", "server", "context", "metrics"):
+        with pytest.raises(SetupError) as caught:
+            loaded({name: "a\udcff"})
+        caught.value.message.encode()
 
 
 def test_paths_are_relative_to_where_they_were_written(loaded: Load, home: Path, cwd: Path) -> None:
@@ -305,6 +378,65 @@ def test_the_selected_context_counts_only_where_nothing_else_names_a_server(load
 def test_a_context_that_cannot_be_used_is_refused(loaded: Load, home: Path, content: str | None) -> None:
     if content is not None:
         (home / ".config/nats/context/x.json").write_text(content)
+    with pytest.raises(SetupError):
+        loaded({"context": "x"})
+
+
+def test_a_context_may_refer_to_variables_and_files(loaded: Load, home: Path) -> None:
+    (home / "secret").write_text("hunter2\r\n")
+    save_context(
+        home,
+        "refers",
+        url="nats://a:1",
+        user="env://WHO",
+        password="file://~/secret",
+        ca="$CERTS/ca.pem",
+        cert="file://${CERTS}/cert.pem",
+        key="~/key.pem",
+        jetstream_api_prefix="$JS.hub.API",
+        nkey=None,
+    )
+    settings = loaded({"context": "refers"}, WHO="me", CERTS="/certs").settings
+    assert (settings.user, settings.password) == ("me", "hunter2")
+    assert (settings.tls_ca, settings.tls_cert) == (Path("/certs/ca.pem"), Path("/certs/cert.pem"))
+    assert (settings.tls_key, settings.js_domain) == (home / "key.pem", "hub")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"creds": "nsc://o/a/u"},
+        {"creds": "op://vault/item/creds"},
+        {"creds": "env://CREDS"},
+        {"creds": "data:;base64,eA=="},
+        {"creds": "$UNSET/user.creds"},
+        {"nkey": "op://vault/item/seed"},
+        {"password": "op://vault/item/password", "user": "u"},
+        {"password": "file:///nonexistent", "user": "u"},
+        {"token": "env://UNSET"},
+        {"token": "env://"},
+        {"jetstream_api_prefix": "other.API"},
+        {"windows_cert_store": "user"},
+        {"user": "u", "password": "p", "creds": "/a.creds"},
+        {"url": "nats://::1:4222"},
+        {"url": "ws://host"},
+    ],
+)
+def test_a_reference_that_is_not_resolved_is_refused_by_name(
+    loaded: Load, home: Path, fields: dict[str, str]
+) -> None:
+    save_context(home, "refers", **{"url": "nats://a:1", **fields})
+    with pytest.raises(SetupError) as caught:
+        loaded({"context": "refers"}, CREDS="hunter2")
+    assert "refers" in caught.value.message
+    assert "hunter2" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xef\xbb\xbf{", b"\xff\xfe{\x00}\x00", b"[" * 100_000, b" " * 2_000_000]
+)
+def test_files_that_are_no_contexts_are_refused(loaded: Load, home: Path, content: bytes) -> None:
+    (home / ".config/nats/context/x.json").write_bytes(content)
     with pytest.raises(SetupError):
         loaded({"context": "x"})
 
