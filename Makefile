@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/.ready
 
-.PHONY: help demo test soak fuzz check guard bench format clean
+.PHONY: help demo test soak fuzz hostile headers check guard bench format clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -21,6 +21,12 @@ soak: $(READY) ## simulate faults for a while (ARGS='--minutes 30', ARGS='--seed
 
 fuzz: $(READY) ## send a million requests of every kind to a worker (ARGS='--requests 20000 --seed 7')
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+hostile: $(READY) ## let a hostile publisher try thousands of uploads, at R1 and R3 (ARGS='--replicas 1 --every 10')
+	@$(BIN)/python -m tests.hostile $(ARGS)
+
+headers: $(READY) ## try what each nats-server does with every header of a publisher (ARGS='--versions 2.15.1')
+	@$(BIN)/python -m tests.servers.headers $(ARGS)
 
 # Other versions of nats-server, for rolling upgrades; where they cannot be had, those are left out.
 OLD_SERVERS := $(if $(LONG),$(foreach version,2.11.11 2.12.8,.venv/servers/$(version)))

@@ -69,10 +69,14 @@ class Seat:
 class EmbeddedCluster:
     """`size` servers with routes between them; each of `servers` may be killed, paused and restarted."""
 
-    def __init__(self, directory: Path, size: int = 3, *, jetstream: str = "") -> None:
+    def __init__(
+        self, directory: Path, size: int = 3, *, jetstream: str = "", binary: Path | None = None
+    ) -> None:
+        """`jetstream` and `binary` as in `EmbeddedServer`."""
         self._directory = directory
         self._size = size
         self._jetstream = jetstream
+        self._binary = binary
         self._seats: list[Seat] = []
         self.servers: list[EmbeddedServer] = []
 
@@ -122,6 +126,7 @@ class EmbeddedCluster:
                 extra=seat.config(self._seats),
                 extra_ports=(seat.route_port, seat.monitor_port),
                 jetstream=self._jetstream,
+                binary=self._binary,
             )
             for number, seat in enumerate(self._seats, start=1)
         ]
