@@ -53,21 +53,25 @@ class Backend(NamedTuple):
     """Chunks in one window."""
     taps: Taps | None
     """Where clients can publish chunks into the store themselves."""
+    storage: Connection | None = None
+    """What the store needs to reach its bucket."""
 
 
 async def run_worker(settings: Settings, stop: asyncio.Event, *, ready: Ready) -> None:
     """Serve until `stop` is set, then finish what is in flight.
 
-    `UnavailableError` where NATS closes the connection for good.
+    `UnavailableError` if a connection to NATS has ended for good, which only a defect brings about.
     """
     async with worker(settings) as serving:
         ready(ready_line(settings, serving.url, serving.replicas))
-        ended = {asyncio.ensure_future(event.wait()) for event in (stop, serving.closed)}
+        ends = [stop, *(connection.closed for connection in serving.connections)]
+        ended = {asyncio.ensure_future(event.wait()) for event in ends}
         await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
         for waiting in ended:
             waiting.cancel()
         if not stop.is_set():
-            raise UnavailableError("NATS closed the connection of this worker for good; see the log above")
+            causes = [one.trouble or "no cause" for one in serving.connections if one.closed.is_set()]
+            raise UnavailableError(f"a connection of this worker to NATS has ended: {'; '.join(causes)}")
 
 
 class Serving(NamedTuple):
@@ -76,7 +80,8 @@ class Serving(NamedTuple):
     id: str
     url: str
     replicas: int
-    closed: asyncio.Event
+    connections: list[Connection]
+    """To the clients and, if that is another one, to the storage."""
 
 
 def ready_line(settings: Settings, url: str, replicas: int) -> str:
@@ -125,10 +130,13 @@ async def worker(settings: Settings) -> AsyncIterator[Serving]:
                 "protocol": str(wire.PROTOCOL_VERSION),
             },
         )
-        await stack.enter_async_context(service.serving((commit_at, subjects.commit)))
+        await stack.enter_async_context(
+            service.serving((commit_at, subjects.commit), storage=backend.storage)
+        )
         await stack.enter_async_context(discovery.answering(front, replies))
         log.info("worker.ready", worker=worker_id, url=front.url, bucket=settings.bucket)
-        yield Serving(worker_id, front.url, backend.replicas, front.closed)
+        connections = [front, *([backend.storage] if backend.storage else [])]
+        yield Serving(worker_id, front.url, backend.replicas, connections)
         log.info("worker.draining", worker=worker_id)
 
 
@@ -171,10 +179,10 @@ async def _bucket_backend(
     )
     if not bucket.takes_chunks(stream.config):
         log.warning("bucket.relayed", bucket=settings.bucket, advice="run `natsblob bucket adopt`")
-        return Backend(store, replicas, objects.window, None)
+        return Backend(store, replicas, objects.window, None, storage)
     watched = MAX_TAPS if settings.commit_check == "tap" else 0
     taps = await stack.enter_async_context(Taps(storage, most=watched))
-    return Backend(store, replicas, objects.window, taps)
+    return Backend(store, replicas, objects.window, taps, storage)
 
 
 async def _uploads(

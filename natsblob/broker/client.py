@@ -11,18 +11,25 @@
 - A user and a password in an address are decoded. The library sends %40 as it stands.
 - Where TLS is asked for, nothing is sent without it. The library goes on in the clear, credentials included,
   where a server, or somebody between, says nothing of TLS.
+- Only its owner closes a connection (ADR 0016). The library does so at most complaints of a server, and stops
+  reading at a line that it does not understand.
+- Credentials are read again for each attempt, and what a server says of itself later counts.
 
-Reconnecting, TLS, authentication and all of the protocol but messages stay the library's.
+Choosing servers, replaying subscriptions, TLS and logging in stay the library's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import random
 import re
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+import msgspec
+from nats import errors as nats_errors
 from nats.aio.client import PING_PROTO, Client, Srv
 from nats.aio.msg import Msg
 from nats.errors import SecureConnWantedError
@@ -46,6 +53,15 @@ _JOINED: Final = 64 * 1024
 """Bytes up to which what is written at a time is put together first."""
 _LOOK_AGAIN: Final = 0.1
 """Seconds after which it is asked anew whether there is a connection to wait for."""
+_PONG: Final = b"PONG\r\n"
+_LONGEST_CONTROL_LINE: Final = 4096
+"""Bytes of a subject, a reply subject and two sizes: servers close the connection over a longer line."""
+_LONGEST_COMPLAINT: Final = 500
+_MOST_SERVERS: Final = 256
+"""Addresses that are kept: those that were given, and those that servers told of."""
+_FIRST_PAUSE: Final = 0.25
+_LONGEST_PAUSE: Final = 5.0
+"""Seconds before another attempt to log in; the first number after one failure."""
 
 
 class DirectClient(Client):
@@ -57,8 +73,20 @@ class DirectClient(Client):
     _write_is_due = False
     _own_login: bool | None = None
     """Whether a user or token was given beside the addresses, and outranks what stands in them."""
+    _failures = 0
+    """How often in a row logging in failed."""
+
+    def __init__(self, renewed: Callable[[], Options] = dict) -> None:
+        """`renewed` reads the credentials again; it may raise what keeps them from being used."""
+        super().__init__()
+        self._renewed = renewed
 
     async def _connect_to_server(self, s: Srv) -> None:
+        if self._transport:
+            self._bulk.abort()
+        if self._failures:
+            longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(self._failures, 8))
+            await asyncio.sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311
         s.last_attempt = monotonic()
         self._log_in(s)
         self._transport = self._bulk = BulkTransport(self._deliver)
@@ -73,6 +101,105 @@ class DirectClient(Client):
             self.options.update(user=None, password=None, token=login.user)
         elif login is not None:
             self.options.update(user=login.user, password=login.password, token=None)
+
+    async def _process_connect_init(self) -> None:
+        """Log in. Whatever goes wrong is an error that the library tries again after."""
+        if self._ping_interval_task is not None:
+            self._ping_interval_task.cancel()
+        try:
+            self._renew()
+            await super()._process_connect_init()
+        except (OSError, nats_errors.Error, TimeoutError):
+            self._failures += 1
+            raise
+        except Exception as error:
+            self._failures += 1
+            raise nats_errors.Error(f"nats: connecting failed: {error}") from error
+        self._failures = 0
+
+    async def _attempt_reconnect(self) -> None:
+        """Connect again, as often as it takes. A defect in here ends the connection and leaves none deaf."""
+        try:
+            await super()._attempt_reconnect()
+        except Exception as error:
+            log.exception("nats.reconnect")
+            await self._error_cb(error)
+            await self._close(Client.CLOSED, do_cbs=True)
+
+    def _renew(self) -> None:
+        """Take the credentials as they are now: a file may have been replaced."""
+        options = self._renewed()
+        if "tls" in options:
+            self.options["tls"] = options["tls"]
+        self._user_credentials = options.get("user_credentials", self._user_credentials)
+        self._nkeys_seed_str = options.get("nkeys_seed_str", self._nkeys_seed_str)
+        if self._user_credentials is not None or self._nkeys_seed_str is not None:
+            self._setup_nkeys_connect()
+
+    async def _read_loop(self) -> None:
+        """Take lines until the connection ends, and have another one made then, whatever it ended by."""
+        bulk = self._bulk
+        try:
+            while line := await bulk.readline():
+                await self._take_line(line)
+            raise nats_errors.UnexpectedEOF
+        except Exception as error:  # noqa: BLE001 - a connection that nobody reads would seem to be alive
+            if bulk is self._bulk and not self.is_closed and not self.is_reconnecting:
+                bulk.abort()
+                await self._error_cb(error)
+                await self._process_op_err(error)
+
+    async def _take_line(self, line: bytes) -> None:
+        operation, _, rest = line.rstrip(b"\r\n").partition(b" ")
+        match operation.upper():
+            case b"PING":
+                self._pending.append(_PONG)
+                self._pending_data_size += len(_PONG)
+                self._write_soon()
+            case b"PONG":
+                await self._process_pong()
+            case b"-ERR":
+                await self._process_err(rest.decode("utf-8", "replace").strip(" '"))
+            case b"INFO":
+                self._server_info = _information(rest)
+                await self._process_info(self._server_info)
+            case b"+OK":
+                pass
+            case _:
+                raise nats_errors.ProtocolError(f"nats: unknown operation {operation[:20]!r}")
+
+    async def _process_pong(self) -> None:
+        self._pings_outstanding = 0
+        if self._pongs:
+            waiting = self._pongs.pop(0)
+            if not waiting.done():
+                waiting.set_result(True)
+
+    async def _process_err(self, err_msg: str) -> None:
+        """Tell what the server complains about. If it is serious, the server ends the connection itself."""
+        await self._error_cb(nats_errors.Error(f"nats: {err_msg[:_LONGEST_COMPLAINT].lower()}"))
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        info = _check_information(info)
+        self._max_payload = info.get("max_payload", self._max_payload)
+        if len(self._server_pool) >= _MOST_SERVERS:
+            info = {**info, "connect_urls": []}
+        await super()._process_info(info, initial_connection)
+
+    async def flush(self, timeout: int = 10) -> None:
+        """As the library's, which proves nothing and says nothing where there is no connection."""
+        if not self.is_connected and not self.is_closed:
+            raise UnavailableError("the connection to NATS is interrupted")
+        await super().flush(timeout)
+
+    async def subscribe_again(self, subject: str) -> None:
+        """Ask once more for the messages of `subject`, in lower case: the server has refused it meanwhile."""
+        for subscription in list(self._subs.values()):
+            if subscription.subject.lower() == subject:
+                await self._send_subscribe(subscription)
+
+    def subscribes(self, subject: str) -> bool:
+        return any(subscription.subject.lower() == subject for subscription in self._subs.values())
 
     def _connect_command(self) -> bytes:
         server = self._current_server
@@ -122,16 +249,19 @@ class DirectClient(Client):
             log.exception("nats.handler")
 
     def enqueue(self, subject: str, reply: str, headers: Headers | None, data: bytes | memoryview) -> None:
-        """Publish without waiting; `UnavailableError` where too much waits for the socket already."""
-        head = frame_head(subject, reply, headers, len(data))
+        """Publish without waiting; `UnavailableError` where too much waits for the socket already.
+
+        `TooLargeError` rather than what the server would close the connection over.
+        """
+        line, block = frame_head(subject, reply, headers, len(data))
         if self.is_closed or self.is_draining_pubs:
             raise UnavailableError("the connection to NATS is closed")
-        if len(data) > self.max_payload:
-            raise TooLargeError("the message is larger than the server's max_payload")
+        if len(block) + len(data) > self.max_payload:
+            raise TooLargeError("the message is larger than the server's max_payload", limit=self.max_payload)
         if self._unsent > self.max_unflushed * (2 if self.is_connected else 1):
             raise UnavailableError("the connection to NATS is interrupted or too slow")
-        self._pending += (head, data, _CRLF)  # type: ignore[arg-type]  # only ever joined
-        self._pending_data_size += len(head) + len(data) + len(_CRLF)
+        self._pending += (line, block, data, _CRLF)  # type: ignore[arg-type]  # only ever joined
+        self._pending_data_size += len(line) + len(block) + len(data) + len(_CRLF)
         self.stats["out_msgs"] += 1
         self.stats["out_bytes"] += len(data)
         self._write_soon()
@@ -185,18 +315,52 @@ class DirectClient(Client):
             raise UnavailableError("the connection to NATS is interrupted")
 
 
-def frame_head(subject: str, reply: str, headers: Headers | None, size: int) -> bytes:
-    """The bytes of a PUB or HPUB before its payload; `BadRequestError` rather than an injection."""
+def frame_head(subject: str, reply: str, headers: Headers | None, size: int) -> tuple[bytes, bytes]:
+    """The line of a PUB or HPUB and its header block; `BadRequestError` rather than an injection."""
     if not _SUBJECT.fullmatch(subject) or (reply and not _SUBJECT.fullmatch(reply)):
         raise BadRequestError("a subject has no spaces or control characters")
     if not headers:
-        return f"PUB {subject} {reply} {size}\r\n".encode()
+        return _line(f"PUB {subject} {reply} {size}"), b""
+    block = header_block(headers)
+    return _line(f"HPUB {subject} {reply} {len(block)} {len(block) + size}"), block
+
+
+def header_block(headers: Headers) -> bytes:
+    """Headers as they are sent, and counted against `max_payload`; `BadRequestError` for a line break."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items() if name != STATUS])
     status = f" {headers[STATUS]}" if STATUS in headers else ""
     block = f"NATS/1.0{status}\r\n{lines}\r\n".encode()
     if block.count(b"\n") != block.count(b"\r") or block.count(b"\n") != len(headers) + (1 if status else 2):
         raise BadRequestError("a header has no line breaks")
-    return f"HPUB {subject} {reply} {len(block)} {len(block) + size}\r\n".encode() + block
+    return block
+
+
+def _line(text: str) -> bytes:
+    line = text.encode()
+    if len(line) > _LONGEST_CONTROL_LINE:
+        raise BadRequestError("a subject or reply subject is too long for the server")
+    return line + _CRLF
+
+
+def _information(text: bytes) -> dict[str, Any]:
+    try:
+        return _check_information(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise nats_errors.ProtocolError("nats: malformed INFO") from error
+
+
+def _check_information(info: Any) -> dict[str, Any]:
+    """What a server says of itself; `ProtocolError` unless what is used of it can be."""
+    try:
+        checked = msgspec.convert(info, _Information)
+    except msgspec.ValidationError as error:
+        raise nats_errors.ProtocolError("nats: malformed INFO") from error
+    return {**info, "max_payload": checked.max_payload} if checked.max_payload else dict(info)
+
+
+class _Information(msgspec.Struct):
+    max_payload: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    connect_urls: list[str] | None = None
 
 
 Options = dict[str, Any]

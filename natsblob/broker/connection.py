@@ -8,11 +8,13 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from secrets import token_hex
 from types import TracebackType
 from typing import Final, Self
 
 from nats.aio.client import RawCredentials
+from nats.errors import UnexpectedEOF
 
 from natsblob.broker.cleanup import shielded
 from natsblob.broker.client import DirectClient, Handler, Options
@@ -32,6 +34,9 @@ CONNECT_TIMEOUT: Final = 5.0
 SHORTEST_ATTEMPT: Final = 0.5
 LONGEST_ATTEMPT: Final = 2.0
 """Seconds for one server to answer; with many servers less, so that each has its turn in time."""
+_LONGEST_DEAFNESS: Final = 30.0
+"""Seconds at most between two attempts to get back a subscription that the server has refused."""
+_NO_MORE: Final = "maximum subscriptions"
 _NO_RESPONDERS: Final = "503"
 _QUOTED: Final = re.compile(r'"([^"]+)"')
 """The subject in the server's refusal, which the client library hands on in lower case."""
@@ -102,8 +107,17 @@ class Connection(AbstractAsyncContextManager["Connection"]):
         self._waiting: dict[str, Handler] = {}
         self._next_token = 0
         self._asking: dict[asyncio.Future[Message], str] = {}
-        self._refused: dict[str, NotAllowedError] = {}
+        self._refused: dict[str, NotAllowedError | None] = {}
+        """Subjects that are being subscribed to, and what the server has against it."""
+        self._renewals: dict[str, asyncio.Task[None]] = {}
+        self._complaints = 0
         self.epoch = 0
+        self.trouble = ""
+        """What the server or the client library complained about last."""
+        self.usable = asyncio.Event()
+        """Set while requests can be sent and answered."""
+        self.interruption = asyncio.Event()
+        """Set while they cannot."""
         self.closed = on_closed
         """Set once the connection has ended for good, by its owner or because the server insists."""
 
@@ -159,6 +173,8 @@ class Connection(AbstractAsyncContextManager["Connection"]):
                     await self.publish(subject, data, reply=reply, headers=headers)
                     message = await answer
         except TimeoutError:
+            if not self.is_connected:
+                raise UnavailableError(f"not connected to NATS: {self.trouble}; a repeat is safe") from None
             raise DeadlineError(f"no answer on {subject} within {timeout:g} s") from None
         finally:
             del self._asking[answer]
@@ -185,9 +201,7 @@ class Connection(AbstractAsyncContextManager["Connection"]):
         with translated():
             sid = await self._client.subscribe_direct(subject, handler, queue)
         try:
-            await self.flush()
-            if subject.lower() in self._refused:
-                raise self._refused.pop(subject.lower())
+            await self._confirmed(subject)
             yield
         finally:
             await shielded(self._client.unsubscribe_direct(sid))
@@ -203,11 +217,26 @@ class Connection(AbstractAsyncContextManager["Connection"]):
 
         `NotAllowedError` where these credentials may not subscribe to the inbox.
         """
-        answers = f"{self._inbox}.>"
-        await self._client.subscribe_direct(answers, self._dispatch)
-        await self.flush()
-        if answers.lower() in self._refused:
-            raise self._refused.pop(answers.lower())
+        await self._client.subscribe_direct(self._answers, self._dispatch)
+        await self._confirmed(self._answers)
+        self.restored()
+
+    @property
+    def _answers(self) -> str:
+        return f"{self._inbox}.>"
+
+    async def _confirmed(self, subject: str) -> None:
+        """Returns when the server has taken the subscription, and raises what it has against it."""
+        complaints = self._complaints
+        self._refused[subject.lower()] = None
+        try:
+            await self.flush()
+            if (refusal := self._refused[subject.lower()]) is not None:
+                raise refusal
+        finally:
+            del self._refused[subject.lower()]
+        if self._complaints != complaints:
+            raise UnavailableError(f"the server takes no more subscriptions: {self.trouble}")
 
     def _dispatch(self, message: Message) -> None:
         token = message.subject[len(self._inbox) + 1 :].partition(".")[0]
@@ -220,14 +249,57 @@ class Connection(AbstractAsyncContextManager["Connection"]):
         named = _QUOTED.search(error.message)
         subject = named.group(1) if named else ""
         if "subscription" in error.message:
-            self._refused[subject] = error
+            if subject in self._refused:
+                self._refused[subject] = error
+            elif subject not in self._renewals and self._client.subscribes(subject):
+                self._renewals[subject] = asyncio.create_task(self._subscribe_again(subject))
         for answer, asked in self._asking.items():
             if asked.lower() == subject and not answer.done():
                 answer.set_exception(error)
 
+    async def _subscribe_again(self, subject: str) -> None:
+        """A subscription that was taken was refused later: ask for it until it is allowed again.
+
+        Without that nobody would notice, before the next reconnect, that a worker is deaf.
+        """
+        hears_answers = subject != self._answers.lower()
+        self.epoch += 1
+        if not hears_answers:
+            self._lose()
+        try:
+            for number in count():
+                await asyncio.sleep(min(_LONGEST_DEAFNESS, 2.0**number))
+                with suppress(BlobError), translated():
+                    await self._client.subscribe_again(subject)
+                    await self._confirmed(subject)
+                    break
+        finally:
+            del self._renewals[subject]
+        self.epoch += 1
+        if not hears_answers and self.is_connected:
+            self.restored()
+
+    def complained(self, error: Exception) -> None:
+        """The server or the client library says that something is wrong."""
+        if isinstance(error, UnexpectedEOF) and self.trouble:
+            return  # the server has said why
+        self.trouble = str(error) or type(error).__name__
+        self._complaints += _NO_MORE in self.trouble
+
+    def _lose(self) -> None:
+        self.usable.clear()
+        self.interruption.set()
+
+    def restored(self) -> None:
+        """There is a connection, and it hears answers as far as is known."""
+        self.trouble = ""
+        self.interruption.clear()
+        self.usable.set()
+
     def interrupted(self) -> None:
         """Messages may have got lost: tell who would wait for one in vain."""
         self.epoch += 1
+        self._lose()
         for answer in self._asking:
             if not answer.done():
                 error = UnavailableError("the connection was interrupted; a repeat is safe")
@@ -235,6 +307,8 @@ class Connection(AbstractAsyncContextManager["Connection"]):
 
     async def close(self) -> None:
         """Flush and end the connection; returns within a few seconds whatever the server does."""
+        for renewal in list(self._renewals.values()):
+            renewal.cancel()
         if not self._client.is_closed:
             with suppress(BlobError):
                 if self._client.is_connected:
@@ -279,7 +353,7 @@ async def connect(access: Access, *, timeout: float = CONNECT_TIMEOUT) -> Connec
     credentials, `UnavailableError` if there is none.
     """
     servers = _checked(access.servers)
-    client = DirectClient()
+    client = DirectClient(access.options)
     closed = asyncio.Event()
     connection = Connection(client, access.inbox_prefix, closed)
     failures: list[BlobError] = []
@@ -288,6 +362,7 @@ async def connect(access: Access, *, timeout: float = CONNECT_TIMEOUT) -> Connec
 
     async def on_error(error: Exception) -> None:
         translation = nats_error(error)
+        connection.complained(error)
         if not established:
             failures.append(translation)
             if isinstance(translation, NotAllowedError):
@@ -304,6 +379,7 @@ async def connect(access: Access, *, timeout: float = CONNECT_TIMEOUT) -> Connec
 
     async def on_reconnect() -> None:
         connection.epoch += 1
+        connection.restored()
         log.info("nats.reconnected", url=connection.url)
 
     async def on_closed() -> None:
@@ -333,6 +409,7 @@ async def connect(access: Access, *, timeout: float = CONNECT_TIMEOUT) -> Connec
         if not attempt.done() or attempt.exception():
             raise _connect_failure(access, failures, attempt, timeout)
         established = True
+        client.options["connect_timeout"] = LONGEST_ATTEMPT
         with translated():
             await connection.listen()
     except BaseException:

@@ -18,6 +18,10 @@ _LEAST_ROOM: Final = 64 * 1024
 """Bytes to read into at least."""
 _LONGEST_LINE: Final = 1024 * 1024
 """Bytes of a control line; INFO names every server of a cluster."""
+_LARGEST: Final = 128 * 1024 * 1024
+"""Bytes of headers and payload. Clients may send 64 MiB at most; servers send more themselves: base64, or
+the names of many subjects."""
+_LONGEST_NUMBER: Final = 19
 _CRLF: Final = 2
 _CROWD: Final = 64
 _CROWDED_ROOM: Final = 16 * 1024
@@ -48,7 +52,9 @@ class Cutter:
 
     def room(self) -> memoryview:
         """Where the next bytes go. Void after the next call of `received`."""
-        wanted = max(self._needed, self._end - self._start + _LEAST_ROOM)
+        held = self._end - self._start
+        # What a server announces is believed as it arrives.
+        wanted = max(min(self._needed, max(LANDING, 2 * held)), held + _LEAST_ROOM)
         if self._start + wanted > len(self._buffer):
             self._make_room(wanted)
         return self._view[self._end :][:_CROWDED_ROOM] if self._crowded else self._view[self._end :]
@@ -71,6 +77,8 @@ class Cutter:
                 break
         if self._start == self._end:
             self._start = self._end = 0
+            if len(self._buffer) > LANDING:
+                self._hold(LANDING)
         self._crowded = self._messages - before > _CROWD
 
     def _cut(self, line: bytes, line_end: int) -> bool:
@@ -78,13 +86,13 @@ class Cutter:
         try:
             # By spaces only: anybody may have a vertical tab in a subject.
             operation, subject, sid, *rest = line.rstrip(b"\r\n").split(b" ")
-            size = int(rest.pop())
-            header_size = int(rest.pop()) if operation == b"HMSG" else 0
+            size = _number(rest.pop())
+            header_size = _number(rest.pop()) if operation == b"HMSG" else 0
             reply = rest.pop() if rest else b""
-            number = int(sid)
+            number = _number(sid)
         except (ValueError, IndexError) as error:
             raise ProtocolError("nats: malformed MSG") from error
-        if rest or not 0 <= header_size <= size:
+        if rest or not header_size <= size <= _LARGEST:
             raise ProtocolError("nats: malformed MSG")
         payload_start = line_end + header_size
         payload_end = line_end + size
@@ -100,13 +108,20 @@ class Cutter:
         return True
 
     def _make_room(self, wanted: int) -> None:
-        """Move what is held to the front, of a larger buffer where this one is too small."""
+        """Move what is held to the front, of a larger buffer if this one is too small."""
         held = self._view[self._start : self._end]
-        if wanted > len(self._buffer):
-            self._hold(wanted)
+        if wanted > len(self._buffer) or len(self._buffer) > LANDING >= wanted:
+            self._hold(max(wanted, LANDING))
         self._view[: len(held)] = held
         self._start, self._end = 0, len(held)
 
     def _hold(self, size: int) -> None:
         self._buffer = bytearray(size)
         self._view = memoryview(self._buffer)
+
+
+def _number(text: bytes) -> int:
+    """Decimal digits and nothing else, which `int` would take."""
+    if not text.isdigit() or len(text) > _LONGEST_NUMBER:
+        raise ValueError("no number")
+    return int(text)

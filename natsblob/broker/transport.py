@@ -125,14 +125,22 @@ class BulkTransport(asyncio.BufferedProtocol, Transport):
         return self._closed.is_set() and not self._lines and self._failure is None
 
     def close(self) -> None:
-        self._socket.close()
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """End it at once, whatever is still to be sent. Also harmless before it began and after it ended."""
+        if self._transport is not None:
+            self._transport.abort()
 
     async def wait_closed(self) -> None:
+        if self._transport is None:
+            return
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 await self._closed.wait()
         except TimeoutError:
-            self._socket.abort()
+            self.abort()
 
     def __bool__(self) -> bool:
         return self._transport is not None

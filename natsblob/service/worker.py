@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from functools import partial
+from itertools import count
 from time import perf_counter_ns
 from typing import Final
 
 from natsblob import wire
 from natsblob.broker.connection import Connection
 from natsblob.broker.message import MALFORMED, MAX_HEADERS, Message
+from natsblob.broker.retry import delay
+from natsblob.broker.translate import translated
 from natsblob.errors import BadRequestError, BlobError, BusyError, DeadlineError, UnavailableError
+from natsblob.logs import get_logger
 from natsblob.service.discovery import Endpoint
 from natsblob.service.limits import RETRY_AFTER_MS, Limits
 from natsblob.service.messages import Handler, Reply, Request
 from natsblob.service.replies import Replies
 from natsblob.telemetry import Telemetry
 
+log = get_logger("natsblob")
+
+STORAGE_GRACE: Final = 2.0
+"""Seconds for which requests wait while there is no connection to the storage."""
+_SLOWLY: Final = 5
+"""Times that a worker waits longer than others before it tries to take requests again."""
 DRAIN_TIMEOUT: Final = 30.0
 """Seconds that requests in flight have to end once the worker has stopped taking new ones."""
 _BUSY: Final = Reply(
@@ -55,25 +65,66 @@ class Worker:
         }
 
     @asynccontextmanager
-    async def serving(self, *also: tuple[str, str]) -> AsyncIterator[None]:
+    async def serving(self, *also: tuple[str, str], storage: Connection | None = None) -> AsyncIterator[None]:
         """Take requests while the context lasts, then finish those that were taken.
 
         `also` are further subjects for an endpoint, outside the queue group: pairs of the subject and
-        of the endpoint's own.
+        of the endpoint's own. While `storage` is away no requests are taken: other workers have theirs.
         """
         try:
             async with AsyncExitStack() as subscriptions:
-                for subject, endpoint in self.endpoints.items():
-                    await subscriptions.enter_async_context(
-                        self._connection.subscribe(subject, self._taking(subject), endpoint.queue_group)
-                    )
-                for subject, served_by in also:
-                    await subscriptions.enter_async_context(
-                        self._connection.subscribe(subject, self._taking(served_by))
-                    )
-                yield
+                await subscriptions.enter_async_context(self._taking_requests(also))
+                if storage is None:
+                    yield
+                    return
+                waiting = asyncio.create_task(self._while_there(storage, also, subscriptions))
+                try:
+                    yield
+                finally:
+                    waiting.cancel()
+                    await asyncio.wait({waiting})
         finally:
             await self._drain()
+
+    @asynccontextmanager
+    async def _taking_requests(self, also: Sequence[tuple[str, str]]) -> AsyncIterator[None]:
+        async with AsyncExitStack() as subscriptions:
+            for subject, endpoint in self.endpoints.items():
+                await subscriptions.enter_async_context(
+                    self._connection.subscribe(subject, self._taking(subject), endpoint.queue_group)
+                )
+            for subject, served_by in also:
+                await subscriptions.enter_async_context(
+                    self._connection.subscribe(subject, self._taking(served_by))
+                )
+            yield
+
+    async def _while_there(
+        self, storage: Connection, also: Sequence[tuple[str, str]], subscriptions: AsyncExitStack
+    ) -> None:
+        """Leave the queue group for as long as the storage is away, unless it is back soon (ADR 0016)."""
+        while True:
+            await storage.interruption.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STORAGE_GRACE):
+                    await storage.usable.wait()
+                    continue
+            log.error("storage.lost", error=storage.trouble, advice="requests go to other workers meanwhile")
+            with suppress(BlobError), translated():
+                await subscriptions.aclose()
+            await storage.usable.wait()
+            await self._take_again(also, subscriptions)
+            log.info("storage.back", url=storage.url)
+
+    async def _take_again(self, also: Sequence[tuple[str, str]], subscriptions: AsyncExitStack) -> None:
+        for number in count():
+            try:
+                await subscriptions.enter_async_context(self._taking_requests(also))
+            except BlobError as error:
+                log.warning("worker.deaf", error=error.message)
+                await asyncio.sleep(delay(number) * _SLOWLY)
+            else:
+                return
 
     def _taking(self, subject: str) -> Callable[[Message], None]:
         return partial(self._take, self.endpoints[subject], self._handlers[subject])
