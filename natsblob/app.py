@@ -22,6 +22,7 @@ from natsblob.metrics import Metrics, exposed
 from natsblob.objectstore.bucket import Bucket, BucketConfig
 from natsblob.objectstore.cache import EntryCache
 from natsblob.objectstore.objects import Objects
+from natsblob.objectstore.requirements import largest_chunk, refuse_unfit
 from natsblob.service.discovery import Discovery
 from natsblob.service.handlers import Handlers
 from natsblob.service.limits import Limits
@@ -168,8 +169,10 @@ async def _bucket_backend(
     stream = await bucket.create(
         BucketConfig(settings.bucket, replicas=settings.replicas, storage=settings.storage)
     )
+    refuse_unfit(bucket.layout, stream.config)
     replicas = int(stream.config.get("num_replicas", 1))
-    objects = Objects(bucket, chunk_size=settings.chunk_size, window_bytes=settings.window_bytes)
+    chunk_size = largest_chunk(stream.config, settings.chunk_size)
+    objects = Objects(bucket, chunk_size=chunk_size, window_bytes=settings.window_bytes)
     expiry = timedelta(seconds=settings.upload_expiry)
     cache = EntryCache(bucket.layout)
     await stack.enter_async_context(cache.listening(front))

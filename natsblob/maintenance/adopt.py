@@ -23,6 +23,7 @@ from natsblob.objectstore.adopted import MAX_SUMS, sum_bytes
 from natsblob.objectstore.bucket import Bucket
 from natsblob.objectstore.info import Entry, claim_of, digest_of
 from natsblob.objectstore.objects import Objects
+from natsblob.objectstore.requirements import refuse_unfit
 from natsblob.wire import CHUNK, ERROR_CODE, STATUS, SUM
 
 Outcome: TypeAlias = Literal["adopted", "copied", "present", "corrupt", "unreadable", "refused", "gone"]
@@ -83,6 +84,7 @@ async def adopt(objects: Objects, on_bytes: OnBytes | None = None) -> AsyncGener
 async def _prepare(bucket: Bucket) -> None:
     """Let the bucket take chunks, unless that would take it from a service with another prefix."""
     config = (await bucket.info()).config
+    refuse_unfit(bucket.layout, {**config, "allow_direct": True})
     source = (config.get("subject_transform") or {}).get("src")
     if source and not bucket.takes_chunks(config):
         raise ConflictError(

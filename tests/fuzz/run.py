@@ -21,6 +21,7 @@ from natsblob.broker.embedded import EmbeddedServer, free_port
 from natsblob.testing.payloads import BOUNDARIES, cut, pattern
 from natsblob.testing.servers import monitor, temporary_server
 from natsblob.testing.services import WorkerProcess, running_worker
+from natsblob.wire import Subjects
 from tests.fuzz.cases import Case, Cases
 from tests.fuzz.link import LOOPBACK, Answer, Link, published
 from tests.fuzz.oracle import World, judged_error
@@ -372,7 +373,7 @@ async def _check(asking: Asking, report: Report, unanswered: list[str], stored: 
         for info in page["blobs"]:
             await _look(asking, info["digest"], info["size"], report)
         listed, after = listed + len(page["blobs"]), page["after"]
-    stats = await asking(lambda reply: published("$SRV.STATS.natsblob", reply, b""))
+    stats = await asking(lambda reply: published(f"$SRV.STATS.{Subjects(PREFIX).service}", reply, b""))
     figures = json.loads(stats.data)["endpoints"][0]["data"]
     if figures["dropped_replies"] != report.dropped:
         report.violated(f"{figures['dropped_replies']} dropped, and {report.dropped} were to be")

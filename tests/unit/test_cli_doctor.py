@@ -9,7 +9,9 @@ import pytest
 from natsblob.broker.jetstream import ClusterState, Replica, StreamInfo, StreamState
 from natsblob.maintenance.doctor import Status
 from natsblob.maintenance.doctor.storage import check_bucket, check_replicas
+from natsblob.maintenance.doctor.stream import check_stream
 from natsblob.objectstore.bucket import Bucket
+from natsblob.objectstore.info import Layout
 
 GOOD: dict[str, Any] = {
     "allow_direct": True,
@@ -36,21 +38,7 @@ def test_a_bucket_of_natsblob_is_in_order() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"sealed": True},
-        {"max_msgs_per_subject": 1},
-        {"discard": "old", "max_bytes": 10_000},
-        {"allow_direct": False},
-    ],
-)
-def test_what_breaks_blobs_fails(changes: dict[str, Any]) -> None:
-    assert bucket_check(**changes) is Status.FAIL
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
         {"storage": "memory"},
-        {"max_age": 3_600_000_000_000},
         {"max_bytes": 1000},
         {"subject_transform": None},
         {"subject_transform": {"src": "other.chunk.b.*", "dest": "$O.b.C.{{wildcard(1)}}"}},
@@ -60,12 +48,13 @@ def test_what_somebody_should_know_warns(changes: dict[str, Any]) -> None:
     assert bucket_check(**changes) is Status.WARN
 
 
-def test_a_bucket_that_keeps_old_messages_without_a_limit_is_in_order() -> None:
-    assert bucket_check(discard="old") is Status.OK
-
-
-def test_the_worst_finding_counts() -> None:
-    assert bucket_check(storage="memory", sealed=True) is Status.FAIL
+def test_each_setting_that_is_amiss_is_named_and_the_worst_comes_first() -> None:
+    info = StreamInfo({**GOOD, "max_age": 1, "max_msgs_per_subject": 1}, StreamState())
+    found = check_stream(Layout("b"), info)
+    assert [check.status for check in found] == [Status.FAIL, Status.WARN]
+    assert [check.status for check in check_stream(Layout("b"), StreamInfo(GOOD, StreamState()))] == [
+        Status.OK
+    ]
 
 
 def replicas_check(

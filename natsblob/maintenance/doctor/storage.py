@@ -9,14 +9,13 @@ from typing import Any, Final
 
 from natsblob.broker.jetstream import Account, ClusterState, JetStream, StreamInfo
 from natsblob.broker.translate import StreamMissingError
-from natsblob.config.quantity import format_duration
 from natsblob.errors import BlobError, UnavailableError
 from natsblob.maintenance.doctor.ask import NOTHING, Reach, ask
 from natsblob.maintenance.doctor.check import Check, Status
+from natsblob.maintenance.doctor.stream import check_stream
 from natsblob.objectstore.bucket import Bucket
 from natsblob.wire import Headers
 
-_NANOSECONDS: Final = 1_000_000_000
 _SHARE_FULL: Final = 0.9
 _UNANSWERED: Final = (Reach.REFUSED, Reach.SILENT)
 
@@ -91,6 +90,8 @@ async def check_storage(jetstream: JetStream, bucket: Bucket, api: str) -> Async
         )
     else:
         yield check_bucket(bucket, info)
+        for check in check_stream(bucket.layout, info):
+            yield check
         yield check_replicas(info)
 
 
@@ -172,45 +173,14 @@ def _bucket_findings(
 ) -> list[tuple[bool, Status, str, str]]:
     """What can be amiss, the worst first: whether it is, what it means, what to do."""
     stream = bucket.layout.stream
-    age = config.get("max_age", 0) / _NANOSECONDS
     room = config.get("max_bytes", -1)
     source = (config.get("subject_transform") or {}).get("src", "")
     return [
-        (
-            bool(config.get("sealed")),
-            Status.FAIL,
-            "It is sealed: blobs can be read and never again put or deleted.",
-            "Use another bucket for new blobs: --bucket NAME.",
-        ),
-        (
-            config.get("max_msgs_per_subject", -1) > 0,
-            Status.FAIL,
-            "It keeps only some messages of a subject: chunks of large blobs are lost as they arrive.",
-            f"Remove the limit: nats stream edit {stream} --max-msgs-per-subject=-1.",
-        ),
-        (
-            config.get("discard") == "old" and room > 0,
-            Status.FAIL,
-            "When it is full, old chunks are dropped to make room: blobs that were acknowledged break.",
-            f"Let it refuse new ones instead: nats stream edit {stream} --discard=new.",
-        ),
-        (
-            not config.get("allow_direct"),
-            Status.FAIL,
-            "It allows no direct reads, which workers depend on.",
-            f"Prepare it: natsblob bucket adopt --bucket {bucket.name}.",
-        ),
         (
             config.get("storage") == "memory",
             Status.WARN,
             "It lies in memory: when all its servers stop, every blob is gone.",
             "Keep it so for tests and caches only.",
-        ),
-        (
-            age > 0,
-            Status.WARN,
-            f"Blobs vanish when they are older than {format_duration(age)}.",
-            f"If that is not meant: nats stream edit {stream} --max-age=0.",
         ),
         (
             0 < room * _SHARE_FULL < size,
