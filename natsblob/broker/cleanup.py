@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 from natsblob.logs import get_logger
 
 log = get_logger("natsblob.broker")
 
+T = TypeVar("T")
+
 CLEANUP_TIMEOUT: Final = 5.0
 """Seconds that a cleanup may take; what it leaves behind then is collected by maintenance."""
+
+
+async def acquired(opening: Callable[[], T], release: Callable[[T], object]) -> T:
+    """What `opening` returns, which a thread runs; released if the caller is cancelled before it has it."""
+    task = asyncio.ensure_future(asyncio.to_thread(opening))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+
+        def ended(_: object) -> None:
+            if not task.cancelled() and task.exception() is None:
+                release(task.result())
+
+        task.add_done_callback(ended)
+        raise
 
 
 async def shielded(cleanup: Coroutine[Any, Any, object], timeout: float = CLEANUP_TIMEOUT) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from stat import S_ISDIR, S_ISSOCK
 from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
@@ -17,7 +18,9 @@ from natsblob.cli.exits import Exit, FileError, UsageError
 from natsblob.cli.options import UNSET, Common, blobs_of
 from natsblob.cli.running import told
 from natsblob.cli.terminal import Stdout, bytes_of, progress, say, short, text_of
+from natsblob.client.download import save
 from natsblob.client.sources import read_descriptor
+from natsblob.client.target import target_of
 from natsblob.digest import Digest
 from natsblob.errors import BadRangeError, BadRequestError, BlobNotFoundError
 from natsblob.wire import Info
@@ -122,8 +125,9 @@ async def get(
     Parameters
     ----------
     output
-        Write to this file; in a directory, to one named by the digest. `-` is standard output, also
-        where that is a terminal.
+        Write to this file; in a directory that exists, to one named by the digest. As with cp, a link
+        leads to the file that is written, an existing file keeps its mode, and a FIFO or a device gets
+        the bytes. `-` is standard output, even if that is a terminal.
     offset
         Begin at this byte.
     length
@@ -138,12 +142,13 @@ async def get(
         return
     path = _target(output, address)
     async with blobs_of(common) as blobs:
-        if whole:
-            with progress(f"get {short(address)}", wanted=not common.quiet) as report:
-                size = (await blobs.download(address, path, progress=report)).size
-        else:
-            async with blobs.open(address) as reader:
-                size = await _save(_range(reader, offset, length), path)
+        with _naming(path):
+            if whole:
+                with progress(f"get {short(address)}", wanted=not common.quiet) as report:
+                    size = (await blobs.download(address, path, progress=report)).size
+            else:
+                async with blobs.open(address) as reader:
+                    size = await save(_range(reader, offset, length), path)
     out = Stdout()
     if common.json:
         await out.record({"digest": str(address), "path": text_of(path), "size": size})
@@ -152,12 +157,28 @@ async def get(
         say(f"{bytes_of(size)} in {path}{', verified' if whole else ''}")
 
 
-def _target(output: str, digest: Digest) -> Path:
-    """The file to write; `FileError` where it cannot be."""
-    path = Path(output) / str(digest) if Path(output).is_dir() else Path(output)
-    if not path.parent.is_dir():
-        raise FileError(f"there is no directory {path.parent}; nothing was written")
-    return path
+def _target(output: str, digest: Digest) -> str:
+    """The file to write; `FileError` if it cannot be: better now than when the bytes are here."""
+    if not output:
+        raise UsageError("the name of the output is empty; -o - is standard output")
+    with _naming(output):
+        path = str(Path(output) / str(digest)) if Path(output).is_dir() else output
+        with target_of(path):
+            return path
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Tell of errors of the file system with the path."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        full = error.errno in (ENOSPC, EDQUOT, EFBIG)
+        rest = "; repeating this goes on from what has arrived" if full else ""
+        named = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else path
+        raise FileError(f"{named}: {error.strerror or error}{rest}") from error
 
 
 async def _to_stdout(
@@ -181,31 +202,18 @@ async def _to_stdout(
                     report(done, None if length is not None or offset else reader.size)
 
 
-async def _range(reader: BlobReader, offset: int, length: int | None) -> AsyncIterator[bytes]:
+async def _range(reader: BlobReader, offset: int, length: int | None) -> AsyncGenerator[bytes, None]:
     """The bytes from `offset` on, `length` of them (`None`: to the end), as they come."""
     if offset > reader.size:
         raise BadRangeError(f"offset {offset} lies beyond the {reader.size} bytes of the blob")
     reader.seek(offset)
+    if reader.size == 0:
+        await reader.read()  # which verifies that there should be nothing
     left = reader.size - offset if length is None else min(length, reader.size - offset)
     while left > 0:
         data = await reader.read(min(left, _BLOCK))
         left -= len(data)
         yield data
-
-
-async def _save(blocks: AsyncIterator[bytes], path: Path) -> int:
-    """Write the bytes to a file that appears when it is complete; how many there were."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    size = 0
-    try:
-        with partial.open("wb") as file:
-            async for data in blocks:
-                await asyncio.to_thread(file.write, data)
-                size += len(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return size
 
 
 async def has(*digests: Digests, common: Common = UNSET) -> Exit:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from os import fspath
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Final
 
@@ -174,7 +174,7 @@ class Client:
     async def download(
         self,
         digest: Digest | str,
-        path: Path | str,
+        path: PathLike[str] | str,
         *,
         progress: Progress | None = None,
         timeout: float | None = None,
@@ -183,15 +183,22 @@ class Client:
 
         The bytes are collected beside it in `.<name>.<12 digits>.part`. An interrupted download
         leaves that file, and the next one of the same blob to the same path goes on from there, once
-        it has hashed what is there. Bytes that do not match the address are all read again, once,
-        through a worker that checks them; then it is a `BlobCorruptError` and the file is removed.
+        it has hashed what is there; unless that file is a link, or another user's, or the file system
+        has no locks: then the bytes are collected under a name that nobody can tell. Bytes that do not
+        match the address are all read again, once, through a worker that checks them; then it is a
+        `BlobCorruptError` and the file is removed.
 
-        `BlobNotFoundError` where there is no such blob, `ConflictError` while another process
-        downloads the same blob to the same path, `OSError` where the file cannot be written.
+        As with `cp`, a link leads to the file that is written, an existing file keeps its mode, and a
+        FIFO or a device gets the bytes as they come: there the last ones come when all are verified.
+        Other names (hard links) of an existing file keep what it was.
+
+        `BlobNotFoundError` if there is no such blob, `ConflictError` while another process
+        downloads the same blob to the same path, `OSError` with the path if it cannot be written:
+        a directory, one that is missing, a link that leads nowhere.
         """
         fetch = await Fetch.of(self._service, _digest(digest), self._patience(timeout))
         gauge = Gauge(progress, fetch.info.size)
-        info = await download(fetch, Path(path), gauge)
+        info = await download(fetch, path, gauge)
         gauge.complete(info.size)
         return info
 

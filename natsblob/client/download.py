@@ -3,48 +3,88 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
-from pathlib import Path
-from typing import BinaryIO, Final
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Final
 
 from natsblob import chunking
-from natsblob.broker.cleanup import shielded
+from natsblob.broker.cleanup import acquired, shielded
 from natsblob.client.fetch import Fetch, corrupt
+from natsblob.client.part import PartFile
 from natsblob.client.progress import Gauge
+from natsblob.client.reader import BlobReader
+from natsblob.client.target import FileTarget, StreamTarget, target_of
 from natsblob.digest import Digest, Hasher
-from natsblob.errors import ConflictError
 from natsblob.wire import Info
 
 _BLOCK: Final = 4 * 1024 * 1024
 """Bytes read at a time of what is there already."""
 
 
-async def download(fetch: Fetch, path: Path, gauge: Gauge) -> Info:
-    """Fetch the blob into `path`, by way of `part_path`; see `Client.download`."""
+async def download(fetch: Fetch, path: str | os.PathLike[str], gauge: Gauge) -> Info:
+    """Fetch the blob into what `path` names; see `Client.download`."""
+    with await _resolved(path) as target:
+        if isinstance(target, StreamTarget):
+            await _flow(_verified(fetch), target, gauge)
+        else:
+            await _collect(fetch, target, gauge)
+    return fetch.info
+
+
+async def save(blocks: AsyncGenerator[bytes, None], path: str | os.PathLike[str]) -> int:
+    """Write the blocks to what `path` names, to a file when they are complete; how many bytes they had."""
+    async with aclosing(blocks):
+        with await _resolved(path) as target:
+            if isinstance(target, StreamTarget):
+                return await _flow(blocks, target, Gauge(None, None))
+            async with _part_file(target, None) as part:
+                async for block in blocks:
+                    await part.append(block)
+                await part.become()
+                return part.size
+
+
+async def _resolved(path: str | os.PathLike[str]) -> FileTarget | StreamTarget:
+    return await acquired(lambda: target_of(path), lambda target: target.__exit__())
+
+
+async def _flow(blocks: AsyncGenerator[bytes, None], target: StreamTarget, gauge: Gauge) -> int:
+    size = 0
+    await target.open()
+    async with aclosing(blocks):
+        async for block in blocks:
+            await target.write(block)
+            size += len(block)
+            gauge.at(size)
+    await target.finish()
+    return size
+
+
+async def _verified(fetch: Fetch) -> AsyncGenerator[bytes, None]:
+    """The chunks of the blob, of which the last comes when all are verified."""
+    reader = BlobReader(fetch)
+    try:
+        async for chunk in reader:
+            yield chunk
+    finally:
+        await reader.close()
+
+
+async def _collect(fetch: Fetch, target: FileTarget, gauge: Gauge) -> None:
     info = fetch.info
-    if await asyncio.to_thread(path.is_dir):
-        raise IsADirectoryError(f"{path} is a directory; name the file to download to")
-    async with _part_file(part_path(path, info.digest)) as part:
+    async with _part_file(target, info.digest) as part:
         await part.resume(info)
         if not await _fill(fetch, part, gauge, verify=False):
             # Bad bytes may be those of an earlier download: all of them, once, through a worker that checks.
             await part.begin_again()
             if not await _fill(fetch, part, gauge, verify=True):
-                await asyncio.to_thread(part.path.unlink)
+                await part.remove()
                 raise corrupt(info.digest)
-        await part.become(path)
-    return info
+        await part.become()
 
 
-def part_path(path: Path, digest: Digest) -> Path:
-    """Where the bytes are collected: beside the target, under a name that later attempts find again."""
-    return path.with_name(f".{path.name}.{digest.short}.part")
-
-
-async def _fill(fetch: Fetch, part: _PartFile, gauge: Gauge, *, verify: bool) -> bool:
+async def _fill(fetch: Fetch, part: _Part, gauge: Gauge, *, verify: bool) -> bool:
     """Append what is missing, and whether the whole is what it should be."""
     size = part.size
     gauge.at(size)
@@ -58,59 +98,38 @@ async def _fill(fetch: Fetch, part: _PartFile, gauge: Gauge, *, verify: bool) ->
 
 
 @asynccontextmanager
-async def _part_file(path: Path) -> AsyncIterator[_PartFile]:
-    file = await asyncio.to_thread(_open_locked, path)
-    part = _PartFile(path, file)
+async def _part_file(target: FileTarget, digest: Digest | None) -> AsyncIterator[_Part]:
+    part = _Part(await acquired(lambda: PartFile(target, digest), PartFile.close))
     try:
         yield part
     finally:
         await shielded(part.close())
 
 
-def _open_locked(path: Path) -> BinaryIO:
-    """The file, new or as it was left; `ConflictError` where another download is writing it."""
-    while True:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(FileNotFoundError):
-                # Whoever held the lock before may have given the file its final name meanwhile.
-                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    return file
-        except BlockingIOError as error:
-            file.close()
-            raise ConflictError(f"another download of this blob to {path.parent} is running") from error
-        except BaseException:
-            file.close()
-            raise
-        file.close()
-
-
-class _PartFile:
+class _Part:
     """The beginning of a blob in a file. Hashing and writing run in a thread beside the network."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path = path
+    def __init__(self, file: PartFile) -> None:
         self._file = file
         self._hasher = Hasher()
-        self._running: asyncio.Future[int] | None = None
+        self._running: asyncio.Future[None] | None = None
 
     async def resume(self, info: Info) -> None:
         """Hash what is there already, up to the last whole chunk, and cut off what is behind it."""
-        kept = os.fstat(self._file.fileno()).st_size
+        kept = self._file.length
         if kept != info.size:
             kept = min(kept, info.size) // max(1, info.chunk_size) * info.chunk_size
-        while self.size < kept and await self._done(self._hash_block, kept - self.size):
-            pass
+        before = -1
+        while before < self.size < kept:
+            before = self.size
+            await self._done(self._hash_block, kept - self.size)
         await self._done(self._file.truncate, self.size)
-        await self._done(self._file.seek, self.size)
 
     async def begin_again(self) -> None:
         """Forget everything."""
         await self._settle()
         self._hasher = Hasher()
         await self._done(self._file.truncate, 0)
-        await self._done(self._file.seek, 0)
 
     @property
     def size(self) -> int:
@@ -120,57 +139,50 @@ class _PartFile:
     async def append(self, chunk: bytes) -> None:
         """Take the next chunk. Returns once the chunk before it is written."""
         await self._settle()
-        self._start(self._hash_and_write, chunk)
+        self._start(self._write_and_hash, chunk)
 
     async def digest(self) -> Digest:
         """The digest of everything that was appended."""
         await self._settle()
         return self._hasher.digest()
 
-    async def become(self, path: Path) -> None:
+    async def become(self) -> None:
         """Make the bytes durable, and then give the file its name in place of whatever had it."""
-        await self._done(self._become, path)
+        await self._done(self._file.become)
+
+    async def remove(self) -> None:
+        await self._done(self._file.remove)
 
     async def close(self) -> None:
+        """Let go of the file, and take it away if no later download would find it."""
         try:
             await self._settle()
         finally:
+            if not self._file.kept:
+                await asyncio.to_thread(self._file.remove)
             await asyncio.to_thread(self._file.close)
 
-    def _hash_block(self, most: int) -> int:
-        block = self._file.read(min(most, _BLOCK))
-        self._hasher.update(block)
-        return len(block)
+    def _hash_block(self, most: int) -> None:
+        self._hasher.update(self._file.read(min(most, _BLOCK), self._hasher.size))
 
-    def _hash_and_write(self, chunk: bytes) -> int:
+    def _write_and_hash(self, chunk: bytes) -> None:
+        self._file.write(chunk, self._hasher.size)
         self._hasher.update(chunk)
-        return self._file.write(chunk)
 
-    def _become(self, path: Path) -> int:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.path.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-        return 0
-
-    async def _done(self, step: Callable[..., int], *args: object) -> int:
-        """The result of a step in a thread; a cancelled one is waited for before the next."""
+    async def _done(self, step: Callable[..., None], *args: object) -> None:
+        """Take a step in a thread; a cancelled one is waited for before the next."""
         await self._settle()
         self._start(step, *args)
-        return await self._settle()
+        await self._settle()
 
-    def _start(self, step: Callable[..., int], *args: object) -> None:
+    def _start(self, step: Callable[..., None], *args: object) -> None:
         self._running = asyncio.get_running_loop().run_in_executor(None, step, *args)
 
-    async def _settle(self) -> int:
+    async def _settle(self) -> None:
         if self._running is None:
-            return 0
+            return
         try:
-            return await asyncio.shield(self._running)
+            await asyncio.shield(self._running)
         finally:
             if self._running.done():
                 self._running = None

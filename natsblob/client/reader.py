@@ -77,6 +77,8 @@ class BlobReader:
         """The bytes from the position to the end of the chunk that it lies in."""
         async with self._turn:
             left = self.size - self._position
+            if self.size == 0:
+                await self._verify(b"")
             if left <= 0:
                 raise StopAsyncIteration
             to_boundary = self.info.chunk_size - self._position % self.info.chunk_size

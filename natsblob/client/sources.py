@@ -14,7 +14,7 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, TypeAlias, cast
 
-from natsblob.broker.cleanup import shielded
+from natsblob.broker.cleanup import acquired, shielded
 from natsblob.chunking import Block
 from natsblob.errors import BadRequestError
 
@@ -181,7 +181,7 @@ class _FileAt:
         self.repeatable = size is not None
 
     async def blocks(self, block_size: int) -> AsyncGenerator[bytes, None]:
-        file = await asyncio.to_thread(self._path.open, "rb", buffering=0)
+        file = await acquired(lambda: self._path.open("rb", buffering=0), io.RawIOBase.close)
         try:
             async with aclosing(_read_ahead(file, block_size)) as blocks:
                 async for block in blocks:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import socket
+import stat
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -133,3 +134,114 @@ def test_names_that_are_not_utf8_are_put_and_got(natsblob: Cli, tmp_path: Path) 
     copy = tmp_path / os.fsdecode(b"c\xffpy")
     natsblob.good("get", DIGEST, "--json", "-o", copy)
     assert copy.read_bytes() == DATA
+
+
+# Where it is got to
+
+
+@pytest.fixture(scope="module")
+def stored(natsblob: Cli) -> str:
+    return natsblob.good("put", "-", stdin=DATA).lines[0]
+
+
+RANGES = pytest.mark.parametrize("arguments", [(), ("--length", "100"), ("--offset", "199000")])
+
+
+def expected(arguments: tuple[str, ...]) -> bytes:
+    given = dict(zip(arguments[::2], map(int, arguments[1::2]), strict=True))
+    return DATA[given.get("--offset", 0) :][: given.get("--length", len(DATA))]
+
+
+@RANGES
+def test_get_into_a_fifo(natsblob: Cli, stored: str, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    received: list[bytes] = []
+    reader = threading.Thread(target=lambda: received.append(fifo.read_bytes()))
+    reader.start()
+    natsblob.good("get", stored, "-o", fifo, *arguments)
+    reader.join(DEADLINE)
+    assert received == [expected(arguments)]
+    assert fifo.is_fifo()
+
+
+@RANGES
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_get_to_standard_output_by_its_path(
+    natsblob: Cli, stored: str, tmp_path: Path, name: str, arguments: tuple[str, ...]
+) -> None:
+    assert natsblob.good("get", stored, "-o", name, *arguments).out == expected(arguments)
+    with (tmp_path / "out").open("wb") as out:
+        out.write(b"head")
+        out.flush()
+        command = natsblob.command("get", stored, "-o", name, *arguments)
+        assert subprocess.run(command, stdout=out, env=natsblob.env, check=False).returncode == 0
+    assert (tmp_path / "out").read_bytes() == b"head" + expected(arguments)
+
+
+@RANGES
+def test_get_through_a_link_keeps_the_link_and_the_mode(
+    natsblob: Cli, stored: str, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").write_bytes(b"before")
+    (tmp_path / "file").chmod(0o600)
+    (tmp_path / "link").symlink_to("file")
+    natsblob.good("get", stored, "-o", tmp_path / "link", *arguments)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_bytes() == expected(arguments)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_get_into_a_directory_or_a_link_to_one(natsblob: Cli, stored: str, tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "link").symlink_to("directory")
+    for name in ("directory", "directory/", "link", "link/"):
+        natsblob.good("get", stored, "-o", f"{tmp_path}/{name}")
+        assert (tmp_path / "directory" / stored).read_bytes() == DATA
+        (tmp_path / "directory" / stored).unlink()
+
+
+@RANGES
+def test_get_to_what_cannot_be_written_names_it_and_leaves_it(
+    natsblob: Cli, stored: str, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_bytes(b"before")
+    (tmp_path / "directory" / stored).mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("dangling", "loop", "file/", "file/under", "new/", "no/file", "directory", "x" * 256):
+        ran = natsblob("get", stored, "-o", f"{tmp_path}/{name}", *arguments)
+        assert ran.code == 1, name
+        assert name in ran.err.replace("\n", "")
+        assert "defect" not in ran.err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "file").read_bytes() == b"before"
+
+
+def test_get_to_no_name_is_a_usage_error(natsblob: Cli, stored: str) -> None:
+    assert natsblob("get", stored, "-o", "").code == 2
+
+
+@RANGES
+def test_get_beyond_what_may_be_written_names_the_file_and_leaves_it(
+    natsblob: Cli, stored: str, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").write_bytes(b"before")
+    command = " ".join(natsblob.command("get", stored, "-o", tmp_path / "file", *arguments))
+    ran = subprocess.run(
+        ["/bin/sh", "-c", f"ulimit -f 1; {command}"], env=natsblob.env, capture_output=True, check=False
+    )
+    if len(expected(arguments)) <= 512:
+        assert ran.returncode == 0
+        return
+    assert ran.returncode == 1
+    assert str(tmp_path / "file").encode() in ran.stderr.replace(b"\n", b"")
+    assert (tmp_path / "file").read_bytes() == b"before"
+
+
+def test_get_with_the_longest_name(natsblob: Cli, stored: str, tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 255)
+    natsblob.good("get", stored, "-o", path)
+    assert path.read_bytes() == DATA

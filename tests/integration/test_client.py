@@ -20,7 +20,7 @@ import natsblob
 from natsblob.broker.connection import Access, connect
 from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.jetstream import JetStream
-from natsblob.client.download import part_path
+from natsblob.client.part import part_name
 from natsblob.client.service import UPLOADS_AT_ONCE
 from natsblob.digest import Digest
 from natsblob.errors import (
@@ -395,7 +395,7 @@ async def test_a_download_goes_on_where_it_was_interrupted(blobs: natsblob.Clien
         await blobs.download(digest, target, progress=stop_at(LARGE // 2))
 
     assert target.read_bytes() == b"what was there before"
-    part = part_path(target, digest)
+    part = target.with_name(part_name(target.name, digest, 255))
     kept = part.stat().st_size // CHUNK * CHUNK
     assert kept >= LARGE // 2 - CHUNK
     seen: list[int] = []
@@ -419,7 +419,7 @@ async def test_what_an_earlier_download_left_is_not_trusted(
         "complete": data,
         "complete-flipped": flipped,
     }
-    part_path(target, digest).write_bytes(left[damage])
+    target.with_name(part_name(target.name, digest, 255)).write_bytes(left[damage])
 
     await blobs.download(digest, target)
 
