@@ -45,6 +45,8 @@ UP_TO: Final = "Nats-UpTo-Sequence"
 SUBJECT: Final = "Nats-Subject"
 _TIME: Final = "Nats-Time-Stamp"
 _NOT_FOUND: Final = 10037
+_GONE: Final = (_NOT_FOUND, 10043, 10057)
+"""Of a message that is to be removed: it is not there."""
 
 Config = dict[str, Any]
 """A stream configuration as the server has it, with the fields that natsblob does not know."""
@@ -228,6 +230,18 @@ class JetStream:
         body = {"filter": subject, "keep": keep}
         return (await self.call(f"STREAM.PURGE.{name}", body, _PlainReply)).purged
 
+    async def remove(self, name: str, seq: int) -> bool:
+        """Remove the message at a sequence, and whether there was one."""
+        body = msgspec.json.encode({"seq": seq, "no_erase": True})
+
+        async def attempt() -> bool:
+            reply = _decode((await self._request(f"STREAM.MSG.DELETE.{name}", body)).data, _PlainReply)
+            if reply.error is not None and reply.error.err_code not in _GONE:
+                raise reply.error.raised()
+            return reply.error is None
+
+        return await retrying(attempt, patience=self.patience)
+
     async def publish(
         self,
         subject: str,
@@ -376,8 +390,12 @@ class JetStream:
         request = _batch_request(subject, from_seq, count)
         await self.connection.publish(self.direct_subject(stream), request, reply=reply)
 
+    def operation(self, name: str) -> str:
+        """The subject of an API request."""
+        return f"{self._api}.{name}"
+
     async def _request(self, operation: str, body: bytes, timeout: float = ATTEMPT_TIMEOUT) -> Message:
-        return await self.connection.request(f"{self._api}.{operation}", body, timeout=timeout)
+        return await self.connection.request(self.operation(operation), body, timeout=timeout)
 
     async def call(
         self,

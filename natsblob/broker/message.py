@@ -65,11 +65,24 @@ def parse_headers(block: bytes | None) -> Headers:
 
 def _parse_line(line: bytes, headers: Headers) -> bool:
     name, colon, value = line.partition(b":")
-    try:
-        key, text = name.decode("ascii"), value.strip().decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    if not colon or not key or not key.isprintable() or " " in key or key in (MALFORMED, STATUS):
+    # What is not UTF-8 is kept readable: a server's header may have the subject of a stored message.
+    key, text = name.decode("ascii", "replace"), value.strip().decode("utf-8", "replace")
+    if (
+        not colon
+        or not key
+        or not key.isascii()
+        or not key.isprintable()
+        or " " in key
+        or key in (MALFORMED, STATUS)
+    ):
         return False
     headers[key] = text
-    return text.isprintable()
+    return text.isprintable() and _is_utf8(value)
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

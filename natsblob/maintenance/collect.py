@@ -1,51 +1,56 @@
-"""Collecting what uploads left behind: chunks that no metadata names, and decisions about such chunks.
+"""Collecting what nobody needs: chunks that no metadata names, records about them, and what nobody can name.
 
 No clock of a server is believed. A worker purges only what it has itself seen unnamed and unchanged for as
 long as the grace time, by its own clock, which does not step; and whoever names chunks does so within half of
 that, or gives up. Before staged chunks are purged it is recorded, where commits look, that they are dropped
-(ADR 0005).
+(ADR 0005; ADR 0017 says what holds where there is no room for that).
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from operator import itemgetter
+from typing import Final, TypeVar
 
-from natsblob.broker.scan import Subjects
-from natsblob.errors import BlobError
+from natsblob.broker.census import census
+from natsblob.broker.jetstream import Stored, StreamState
+from natsblob.errors import BlobError, NotAllowedError
 from natsblob.logs import get_logger
+from natsblob.maintenance.leftovers import Leftovers, Look, Orphan
 from natsblob.maintenance.sieve import Sieve
+from natsblob.objectstore.info import Entry, Layout, is_address, is_stage
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.staging import Staging
 from natsblob.objectstore.writer import naming_within
 
 log = get_logger("natsblob.maintenance")
 
+T = TypeVar("T")
+
 _REST: Final = 20
 """How many times as long as a pass took there is none: with a million blobs that is half a minute."""
+_AT_ONCE: Final = 16
+"""Leftovers that are collected at a time. If the storage is not available for all of them, the pass ends."""
+_TOLD: Final = 10
+"""Failures of one kind of leftovers that a pass logs."""
+_COMPLETE_EVERY: Final = 24 * 3600.0
+"""Seconds after which a pass reads the stream from its start, if nothing gave it a reason before."""
+_SUPERSEDED: Final = 10_000
+"""Subjects of superseded metadata that one pass tidies."""
 
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What one pass removed."""
+    """What one pass removed: chunks and records, by the object that they were for, and stray messages."""
 
     uploads: int
     decisions: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Orphan:
-    """Messages under a nuid that no metadata names, as they were first seen to be so many."""
-
-    chunks: int
-    decisions: int
-    since: float
+    strays: int = 0
 
 
 class Collector:
@@ -57,10 +62,14 @@ class Collector:
         self._layout = objects.bucket.layout
         self._staging = Staging(objects, expiry=expiry)
         self._grace = 2 * naming_within(expiry).total_seconds()
-        self._orphans: dict[str, _Orphan] = {}
+        self._left = Leftovers(self._layout)
         self._interval = interval
         self._clean_up_to = -1
         """The stream's last sequence when there was nothing to collect, nor would be."""
+        self._settled = 0
+        """Up to this sequence all had a name. It can be lost by a deletion only, which shows."""
+        self._seen_up_to = 0
+        self._complete_at = 0.0
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -79,78 +88,160 @@ class Collector:
             # Workers that were started together shall not collect together.
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
             begun = loop.time()
-            try:
-                collected = await self.collect()
-            except BlobError as error:
-                log.warning("collect.failed", error=error.name, reason=error.message)
-            else:
-                log.info("collect.done", uploads=collected.uploads, decisions=collected.decisions)
+            await self._pass()
             pause = max(self._interval, _REST * (loop.time() - begun))
 
+    async def _pass(self) -> None:
+        try:
+            collected = await self.collect()
+        except NotAllowedError as error:
+            advice = "allow the storage user what deploy/accounts/accounts.conf allows it"
+            log.warning("collect.not_allowed", reason=error.message, advice=advice)
+        except BlobError as error:
+            log.warning("collect.failed", error=error.name, reason=error.message)
+        except Exception:
+            log.exception("collect.defect")
+        else:
+            counts = {"uploads": collected.uploads, "decisions": collected.decisions}
+            log.info("collect.done", **counts, strays=collected.strays)
+
     async def collect(self) -> Collected:
-        """One pass. What it cannot be sure of it leaves for the next."""
-        began = asyncio.get_running_loop().time()
+        """One pass. What it cannot be sure of, or fails at, it leaves for the next."""
+        began = _now()
         state = (await self._objects.bucket.info()).state
         if state.last_seq == self._clean_up_to:
             return Collected(0, 0)
-        is_tidy = await self._look(state.num_subjects)
-        due = {nuid: one for nuid, one in sorted(self._orphans.items()) if self._is_due(one, began)}
-        # In this order: what is named after the subjects were listed is either in `named`, or young.
-        named = await self._objects.named_chunks(due.keys()) if due else set()
-        due = {nuid: one for nuid, one in due.items() if nuid not in named}
-        if is_tidy and not self._orphans:
+        is_tidy = await self._look(state)
+        orphans = {owner: one for owner, one in self._left.orphans.items() if self._is_due(one.since, began)}
+        strays = [seq for seq, since in self._left.strays.items() if self._is_due(since, began)]
+        # In this order: what is named after the messages were listed is either in `named`, or young.
+        named = await self._objects.named_chunks(orphans.keys()) if orphans else set()
+        if is_tidy and not self._left.orphans and not self._left.strays:
             self._clean_up_to = state.last_seq
-        uploads = [nuid for nuid, one in due.items() if one.chunks and await self._collect_chunks(nuid, one)]
-        decisions = [nuid for nuid, one in due.items() if not one.chunks]
-        for nuid in decisions:
-            await self._jetstream.purge(self._layout.stream, self._layout.decision(nuid))
-        return Collected(len(uploads), len(decisions))
+        uploads = [(owner, one) for owner, one in orphans.items() if owner not in named and one.chunks]
+        records = [owner for owner, one in orphans.items() if owner not in named and not one.chunks]
+        removed = await self._each(strays, self._remove_stray)  # first: that needs no room
+        dropped = await self._each(sorted(uploads, key=itemgetter(0)), self._drop)
+        return Collected(dropped, await self._each(sorted(records), self._forget), removed)
 
-    async def _look(self, names: int) -> bool:
-        """See what seems to be an orphan now, and since when it has been as it is.
+    async def _look(self, state: StreamState) -> bool:
+        """See what seems to be left over now, and since when it has been as it is.
 
         What a replica has not yet, or has lost, makes orphans here that are none: only what is due is looked
         at more closely, since that takes servers much longer. Answers whether there is nothing to tidy.
         """
-        named, is_tidy = await self._likely_named(names)
+        names = _Names(self._objects, state.num_subjects)
+        is_tidy = await names.read()
         if not is_tidy:
-            named, is_tidy = await self._likely_named(names)
-        chunks, decisions = Counter[str](), Counter[str]()
-        async for subject, messages in Subjects(
-            self._jetstream, self._layout.stream, self._layout.all_chunks
-        ):
-            stage, decided = self._layout.nuid_of(subject), self._layout.decided_of(subject)
-            if stage is not None and stage not in named:
-                chunks[stage] += messages
-            elif decided is not None and decided not in named:
-                decisions[decided] += messages
-        now = asyncio.get_running_loop().time()
-        before, self._orphans = self._orphans, {}
-        for nuid in chunks.keys() | decisions.keys():
-            found = _Orphan(chunks[nuid], decisions[nuid], now)
-            seen = before.get(nuid, found)
-            is_same = (seen.chunks, seen.decisions) == (found.chunks, found.decisions)
-            self._orphans[nuid] = seen if is_same else found
+            is_tidy = await names.read()
+        now = _now()
+        is_complete = names.newest_marker > self._seen_up_to or not is_tidy or now >= self._complete_at
+        look = self._left.looking(names.named, now)
+        for seq in names.unreadable:
+            look.add_stray(seq)
+        start = 1 if is_complete else self._settled + 1
+        await self._see(look, start)
+        look.end()
+        self._settled = state.last_seq if look.first is None else min(look.first - 1, state.last_seq)
+        self._seen_up_to = state.last_seq
+        if is_complete:
+            self._complete_at = now + _COMPLETE_EVERY
         return is_tidy
 
-    async def _likely_named(self, names: int) -> tuple[Sieve, bool]:
-        """What metadata names, and whether none of it was superseded: that goes, as it should have."""
-        named, known = Sieve(names), Sieve(names)
-        superseded: set[str] = set()
-        async for entry in self._objects.metadata():
-            if entry.info.name in known:
-                superseded.add(entry.info.name)
-            known.add(entry.info.name)
-            if not entry.info.deleted:
-                named.add(entry.info.nuid)
-        purged = [await self._objects.keep_newest(name) for name in sorted(superseded)]
-        return named, not any(purged)
+    async def _see(self, look: Look, start: int) -> None:
+        async with aclosing(census(self._jetstream, self._layout.stream, start=start)) as messages:
+            async for listed in messages:
+                look.see(listed)
 
-    def _is_due(self, orphan: _Orphan, began: float) -> bool:
-        return began - orphan.since >= self._grace
+    def _is_due(self, since: float, began: float) -> bool:
+        return began - since >= self._grace
 
-    async def _collect_chunks(self, nuid: str, orphan: _Orphan) -> bool:
-        if not await self._staging.give_up(nuid, was_decided=orphan.decisions > 0):
+    async def _each(self, items: Sequence[T], collect_one: Callable[[T], Awaitable[bool]]) -> int:
+        """How many were collected. What fails is logged, and the next pass tries it again."""
+        collected = failed = 0
+        for start in range(0, len(items), _AT_ONCE):
+            some = items[start : start + _AT_ONCE]
+            outcomes = await asyncio.gather(*(_attempt(collect_one(item)) for item in some))
+            errors = [outcome for outcome in outcomes if isinstance(outcome, BlobError)]
+            for error in errors[: max(0, _TOLD - failed)]:
+                log.warning("collect.left", error=error.name, reason=error.message)
+            failed += len(errors)
+            if any(isinstance(error, NotAllowedError) for error in errors):
+                break
+            if len(errors) == _AT_ONCE and all(error.retryable for error in errors):
+                raise errors[-1]
+            collected += outcomes.count(True)
+        return collected
+
+    async def _drop(self, found: tuple[str, Orphan]) -> bool:
+        """Purge chunks that nothing names: staged ones only if nobody can name them any more."""
+        owner, orphan = found
+        if is_stage(owner) and not await self._staging.give_up(owner, was_decided=orphan.below > 0):
             return False
-        await self._objects.drop(nuid)
+        await self._objects.drop(owner)
         return True
+
+    async def _forget(self, owner: str) -> bool:
+        """Purge decisions and other records about what is not there any more."""
+        await self._jetstream.purge(self._layout.stream, self._layout.below(owner))
+        return True
+
+    async def _remove_stray(self, seq: int) -> bool:
+        """Remove one message, if it is still what it was: another stream may have another one there."""
+        stored = await self._jetstream.at_leader(self._layout.stream, seq)
+        if stored is None:
+            return False
+        is_useless = self._layout.is_stray(stored.subject) or _says_nothing(self._layout, stored)
+        return is_useless and await self._jetstream.remove(self._layout.stream, seq)
+
+
+async def _attempt(work: Awaitable[bool]) -> bool | BlobError:
+    try:
+        return await work
+    except BlobError as error:
+        return error
+
+
+class _Names:
+    """What metadata names, as it was read last from copies that may lag."""
+
+    def __init__(self, objects: Objects, count: int) -> None:
+        self._objects = objects
+        self._count = count
+        self.named = Sieve(count)
+        """The nuids of objects, and the digests that are names, under which there are records too."""
+        self.newest_marker = 0
+        self.unreadable: list[int] = []
+        """Sequences of metadata that says nothing."""
+
+    async def read(self) -> bool:
+        """Read all metadata, and purge what newer one replaces: whether there was none of that."""
+        layout, known, superseded = self._objects.bucket.layout, Sieve(self._count), set[str]()
+        self.named, self.unreadable = Sieve(self._count), []
+        async for stored in self._objects.metadata():
+            if stored.subject in known and len(superseded) < _SUPERSEDED:
+                superseded.add(stored.subject)
+            known.add(stored.subject)
+            entry = Entry.decode(stored)
+            if _says_nothing(layout, stored):
+                self.unreadable.append(stored.seq)
+            elif entry.info.deleted:
+                self.newest_marker = max(self.newest_marker, stored.seq)
+            else:
+                self.named.add(entry.info.nuid)
+                if is_address(entry.info.name):
+                    self.named.add(entry.info.name)
+        purged = [await self._objects.keep_newest_on(subject) for subject in sorted(superseded)]
+        return not any(purged)
+
+
+def _says_nothing(layout: Layout, stored: Stored) -> bool:
+    """Whether this is metadata that no client can read, and that does not even mention chunks."""
+    if not stored.subject.startswith(layout.all_meta[:-1]):
+        return False
+    entry = Entry.decode(stored)
+    return not entry.is_readable and not entry.info.nuid
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

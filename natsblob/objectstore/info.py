@@ -23,6 +23,9 @@ MARKS_KEY: Final = "natsblob.marks"
 _NEEDED: Final = {"name", "bucket", "nuid", "size", "chunks", "digest", "options", "deleted"}
 """Fields without which, or with a wrong type of which, an object cannot be read."""
 _TOKEN: Final = re.compile(r"[!-)+-\-/-=?-~]{1,255}", re.ASCII)
+_ADDRESS: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_PLAIN: Final = re.compile(r"(?![*>]$)[^\x00-\x20\x7f\ufffd]+")
+_STAGE: Final = re.compile(r"[0-9A-Za-z]{22}", re.ASCII)
 _NUID: Final = re.compile(rb'"nuid"\s*:\s*"([!-)+-\-/-=?-~]{1,255}?)"')
 _BUCKET: Final = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 
@@ -134,6 +137,21 @@ def is_token(text: str) -> bool:
     return _TOKEN.fullmatch(text) is not None
 
 
+def is_stage(token: str) -> bool:
+    """Whether a worker can be asked to commit chunks under this name: its own nuids and stages are such."""
+    return _STAGE.fullmatch(token) is not None
+
+
+def is_address(name: str) -> bool:
+    """Whether this is how the name of a blob looks."""
+    return _ADDRESS.fullmatch(name) is not None
+
+
+def is_plain_subject(subject: str) -> bool:
+    """Whether each token of it, if there are any, can be asked for by its name alone."""
+    return not subject or all(map(_PLAIN.fullmatch, subject.split(".")))
+
+
 def nuid_in(data: bytes) -> str:
     """The name of chunks that unreadable metadata mentions, or "": they are not to be collected."""
     found = _NUID.search(data)
@@ -179,6 +197,32 @@ class Layout:
 
     def meta(self, name: str) -> str:
         return f"$O.{self.bucket}.M.{urlsafe_b64encode(name.encode()).decode()}"
+
+    def owner_of(self, subject: str) -> tuple[str, str] | None:
+        """Whose chunks, decision or other record a subject has: the nuid or name, and what is below it.
+
+        `None` if no object can have messages there: its token is none that anybody can name.
+        """
+        start = f"$O.{self.bucket}.C."
+        owner, _, below = subject.removeprefix(start).partition(".")
+        is_plain = subject.startswith(start) and is_token(owner) and is_plain_subject(below)
+        return (owner, below) if is_plain else None
+
+    def is_stray(self, subject: str) -> bool:
+        """Whether a message on this subject of the stream is of no use to any client.
+
+        Its chunks' token, or its metadata's subject, is none that a client could ask for; or it lies where
+        chunks were published once, and has not been moved from there to the bucket's own subjects.
+        """
+        if subject.startswith(f"$O.{self.bucket}.C."):
+            return self.owner_of(subject) is None
+        if subject.startswith(f"$O.{self.bucket}.M."):
+            return not is_plain_subject(subject)
+        return not subject.startswith("$") and f".chunk.{self.bucket}." in subject
+
+    def below(self, owner: str) -> str:
+        """All subjects below that of the chunks of an object: of its decision, and of other records."""
+        return f"$O.{self.bucket}.C.{owner}.>"
 
     def nuid_of(self, subject: str) -> str | None:
         """The object whose chunks lie on a subject, or `None` where it is another kind of subject."""

@@ -138,9 +138,10 @@ class Names:
             return
         start = known.seq + 1
         most = await self._most(start)
-        stored = [entry.info.name async for entry in self._objects.metadata(start=start)]
-        believe(len(stored), most)
-        known.names.add(filter(known.holds, stored))
+        subjects = [stored.subject async for stored in self._objects.metadata(start=start)]
+        believe(len(subjects), most)
+        names = filter(None, map(self._objects.bucket.layout.name_of, subjects))
+        known.names.add(filter(known.holds, names))
         known.seq = last
 
     async def _most(self, start: int) -> int:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any, Final, TypeVar
 
 from natsblob.broker.cleanup import shielded
-from natsblob.broker.jetstream import MAX_SUBJECTS, SUBJECT
+from natsblob.broker.jetstream import MAX_SUBJECTS, SUBJECT, Stored
 from natsblob.broker.retry import retrying
 from natsblob.broker.scan import Subjects, every
 from natsblob.broker.translate import LostRaceError
@@ -30,6 +30,8 @@ from natsblob.objectstore.info import (
     digest_of,
     encode_info,
     encode_marks,
+    is_address,
+    is_plain_subject,
     new_nuid,
 )
 from natsblob.objectstore.reader import ChunkSource, exact_start_of, read_chunks
@@ -152,7 +154,7 @@ class Objects:
             return 0
         return await most_counted(self._jetstream, self._layout.stream, self._layout.all_meta, start)
 
-    async def metadata(self, *, start: int = 1) -> AsyncIterator[Entry]:
+    async def metadata(self, *, start: int = 1) -> AsyncIterator[Stored]:
         """The metadata at stream sequence `start` and after, as of now or later, in the order of the stream.
 
         Delete markers too. What is replaced meanwhile may come twice. `UnavailableError` at the end where
@@ -162,12 +164,12 @@ class Objects:
         seq = start - 1
         async for stored in every(self._jetstream, self._layout.stream, self._layout.all_meta, start=start):
             seq = stored.seq
-            yield Entry.decode(stored)
+            yield stored
         if newest is not None and seq < newest.seq:
             raise UnavailableError("a replica has not caught up yet")
 
     async def named_chunks(self, among: AbstractSet[str]) -> set[str]:
-        """Which of the nuids metadata names, as of now or later.
+        """Which of these nuids and names belong to objects that are there, as of now or later.
 
         `UnavailableError` where that cannot be told. A delete marker names nothing: where its purge got
         lost, the chunks are to be collected.
@@ -175,31 +177,16 @@ class Objects:
         return await retrying(lambda: self._named_chunks(among), patience=_PATIENCE)
 
     async def _named_chunks(self, among: AbstractSet[str]) -> set[str]:
-        least = (await self.bucket.info()).state.last_seq
-        most = await self.most_metadata()
+        most = await most_counted(self._jetstream, self._layout.stream, self._layout.all_meta)
         named: set[str] = set()
         counted = 0
-        some: list[str] = []
-        # By subject, not by name: not every client encodes every name as ADR-20 says.
-        async for subject, count in self.subjects():
-            counted += count
-            some.append(subject)
-            if len(some) == MAX_SUBJECTS:
-                named |= among & await self._named_by(some, least)
-                some = []
-        named |= among & await self._named_by(some, least)
+        async for stored in self.metadata():
+            counted += 1
+            info = Entry.decode(stored).info
+            if not info.deleted:
+                named |= among & ({info.nuid, info.name} if is_address(info.name) else {info.nuid})
         believe(counted, most)
         return named
-
-    async def _named_by(self, subjects: Sequence[str], least: int) -> set[str]:
-        """The nuids that the metadata on some subjects names."""
-        if not subjects:
-            return set()
-        latest = await self._jetstream.latest(self._layout.stream, subjects)
-        if latest.up_to < least or len(latest.messages) < len(subjects):
-            raise UnavailableError("a replica has not caught up yet; nothing was collected")
-        infos = (Entry.decode(stored).info for stored in latest.messages)
-        return {info.nuid for info in infos if not info.deleted}
 
     async def resolve(self, entry: Entry) -> Entry:
         """The object that a link points to, or `entry` itself. Links go one level deep."""
@@ -450,7 +437,13 @@ class Objects:
 
         Not by a rollup: a bucket may forbid them, for safety.
         """
-        return await self._jetstream.purge(self._layout.stream, self._layout.meta(name), keep=1)
+        return await self.keep_newest_on(self._layout.meta(name))
+
+    async def keep_newest_on(self, subject: str) -> int:
+        """As `keep_newest`, by the subject of the metadata: not every client encodes names alike."""
+        if not is_plain_subject(subject):  # else it may be a pattern
+            return 0
+        return await self._jetstream.purge(self._layout.stream, subject, keep=1)
 
     async def _still_there(self, info: ObjectInfo) -> None:
         """Find out why chunks of an object do not come."""

@@ -126,7 +126,7 @@ def _commit_without_decision() -> AbstractContextManager[object]:
 
 def _markers_keep_chunks() -> AbstractContextManager[object]:
     async def named(self: Objects, among: AbstractSet[str]) -> set[str]:
-        return {entry.info.nuid async for entry in self.metadata()} & among
+        return {Entry.decode(stored).info.nuid async for stored in self.metadata()} & among
 
     return mock.patch.object(Objects, "named_chunks", named)
 

@@ -91,6 +91,14 @@ class SimulatedClient:
             if matches(pattern, message.subject):
                 handler(message)
 
+    def deliver_to(self, inbox: str, message: Message) -> None:
+        """As a consumer does: on the subject that the message was stored on."""
+        if self.is_dead or not self.is_connected:
+            return
+        for pattern, _, handler in list(self._subscriptions.values()):
+            if pattern == inbox:
+                handler(message)
+
     def hears(self, subject: str, *, in_queue: bool = False) -> bool:
         """Whether the server would send it here; of those that are in a queue group only one hears it."""
         if self.is_dead or not self.is_connected:
@@ -144,6 +152,12 @@ class Network:
 
     def to_client(self, client: SimulatedClient, message: Message) -> None:
         self._carry((client, "in"), client.deliver, message)
+
+    def push(self, inbox: str, message: Message) -> None:
+        """Send what a consumer delivers to those who listen to `inbox`."""
+        for client in self.clients:
+            if client.hears(inbox):
+                self._carry((client, "in"), client.deliver_to, inbox, message)
 
     def _carry(self, line: Line, arrive: Callable[..., None], *what: Any) -> None:
         random, faults = self._random, self.faults

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any, Final
@@ -29,6 +31,15 @@ _SAME_IN_PROCESS: Final = (409, 10158, "duplicate message id is in process")
 _UNDECIDED: Final = 8.0
 
 
+@dataclass(slots=True)
+class Consumer:
+    """Where a consumer is on the copy that it reads: the next sequence, and how many it has sent."""
+
+    replica: int
+    seq: int
+    place: int = 0
+
+
 class Server:
     """The stream's API (ADR-1, ADR-31) as the code under test uses it; leaders may be missing for a while."""
 
@@ -40,6 +51,8 @@ class Server:
         self._random = random
         self._in_process: dict[str, str] = {}
         """Subjects on which a message is not decided, and its id."""
+        self._consumers: dict[str, Consumer] = {}
+        self._created = 0
         self._ingest = f"blob.chunk.{stream.layout.bucket}."
 
     def take(self, message: Message) -> None:
@@ -97,10 +110,20 @@ class Server:
         if verb == "DIRECT.GET":
             self._read(message, rest.removeprefix("."))
             return
+        if verb == "CONSUMER.MSG.NEXT":
+            self._deliver(message, rest.removeprefix("."))
+            return
         if not self._available(message, as_ack=False):
             return
         body = msgspec.json.decode(message.data) if message.data else {}
-        answers = {"STREAM.INFO": self._info, "STREAM.PURGE": self._purge, "STREAM.MSG.GET": self._message}
+        answers: dict[str, Callable[[dict[str, Any]], object]] = {
+            "STREAM.INFO": self._info,
+            "STREAM.PURGE": self._purge,
+            "STREAM.MSG.GET": self._message,
+            "STREAM.MSG.DELETE": self._remove,
+            "CONSUMER.CREATE": self._consume,
+            "CONSUMER.DELETE": lambda _: self._forget(rest.removeprefix(".")),
+        }
         self._answer(message.reply, answers[verb](body))
 
     def _available(self, message: Message, *, as_ack: bool) -> bool:
@@ -149,6 +172,42 @@ class Server:
             "data": b64encode(record.data).decode(),
         }
         return {"message": stored}
+
+    def _remove(self, body: dict[str, Any]) -> object:
+        now = asyncio.get_running_loop().time()
+        if self._leader().at(body["seq"]) is None:
+            return _error(404, 10057, "no message found")
+        self.stream.remove(body["seq"], at=now)
+        return {"success": True}
+
+    def _consume(self, body: dict[str, Any]) -> object:
+        """A consumer without a filter on the copy of one of the servers."""
+        number = self._random.randrange(len(self.stream.replicas))
+        self._created += 1
+        name = f"consumer{self._created}"
+        self._consumers[name] = Consumer(number, body["config"]["opt_start_seq"])
+        return {"name": name, "num_pending": len(self._behind(self._consumers[name]))}
+
+    def _forget(self, name: str) -> object:
+        return {"success": self._consumers.pop(name, None) is not None}
+
+    def _behind(self, consumer: Consumer) -> list[Record]:
+        copy = self.stream.at_replica(consumer.replica, asyncio.get_running_loop().time())
+        return [record for seq, record in copy.records.items() if seq >= consumer.seq and copy.at(seq)]
+
+    def _deliver(self, message: Message, name: str) -> None:
+        """A few of the messages that a consumer has not sent yet, and the status that ends them."""
+        consumer = self._consumers.get(name)
+        if consumer is None or self._random.random() < self._network.faults.refused:
+            self._send(message.reply, b"", {STATUS: "503"})
+            return
+        behind = self._behind(consumer)
+        for number, record in enumerate(behind[:_FIT], 1):
+            consumer.seq, consumer.place = record.seq + 1, consumer.place + 1
+            ack = f"$JS.ACK.s.{name}.1.{record.seq}.{consumer.place}.0.{len(behind) - number}"
+            self._network.push(message.reply, Message(record.subject, ack, b"", record.headers))
+        status = "409" if behind else "404"
+        self._network.push(message.reply, Message(message.reply, "", b"", {STATUS: status}))
 
     def _read(self, message: Message, last_of: str) -> None:
         """A direct read, by whichever replica takes it."""

@@ -63,19 +63,20 @@ class Copy:
         return None if seq in self.unreadable else self.records.get(seq)
 
     def last(self, subject: str) -> Record | None:
-        seqs = self._seqs(subject)
+        seqs = self.on(subject)
         return self.at(seqs[-1]) if seqs else None
 
     def first_from(self, subject: str, seq: int) -> list[Record]:
         """The messages on a subject, or on those that a pattern ends with `>` for, that can be given."""
-        seqs = self._seqs(subject)
+        seqs = self.on(subject)
         return [found for seq in seqs[bisect_left(seqs, seq) :] if (found := self.at(seq)) is not None]
 
     def counted(self, subject: str) -> int:
         """How many messages it says to have on such a subject."""
-        return len(self._seqs(subject))
+        return len(self.on(subject))
 
-    def _seqs(self, subject: str) -> list[int]:
+    def on(self, subject: str) -> list[int]:
+        """The sequences on a subject, or on those that a pattern ends with `>` for."""
         if not subject.endswith(">"):
             return self.by_subject.get(subject, [])
         return sorted(
@@ -147,13 +148,19 @@ class Stream:
         return record.seq, False
 
     def purge(self, subject: str, keep: int, *, at: float) -> int:
-        seqs = self.agreed.by_subject.get(subject, [])
+        seqs = self.agreed.on(subject)
         removed = seqs[: len(seqs) - keep] if keep else list(seqs)
         self.agreed.remove(removed)
         self._changes.append(_Change(at, None, removed))
         if removed:
             self._purged(subject)
         return len(removed)
+
+    def remove(self, seq: int, *, at: float) -> None:
+        subject = self.agreed.records[seq].subject
+        self.agreed.remove([seq])
+        self._changes.append(_Change(at, None, [seq]))
+        self._purged(subject)
 
     def expire(self, *, at: float, stamp: float) -> None:
         """Remove what is too old by the server's clock."""

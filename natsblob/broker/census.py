@@ -1,0 +1,153 @@
+"""What lies in a stream, message by message, without the bodies: bounded answers, whatever the subjects are.
+
+The server's list of subjects comes 100,000 at a time, however long they are, and leaves out what it has not
+indexed. A consumer of headers shows every message (ADR 0017).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from natsblob.broker.cleanup import shielded
+from natsblob.broker.jetstream import ATTEMPT_TIMEOUT, ApiErrorBody, JetStream
+from natsblob.broker.message import Message
+from natsblob.broker.retry import delay
+from natsblob.errors import DeadlineError, SetupError, UnavailableError
+
+PART: Final = 2_048
+"""Messages in one answer."""
+PART_BYTES: Final = 4 * 1024 * 1024
+"""Their bytes, headers and subjects. A single message that is larger comes alone."""
+_LIFETIME: Final = 60
+"""Seconds after which the server removes a consumer that nobody reads, should its owner die."""
+_NANOSECONDS: Final = 1_000_000_000
+_ATTEMPTS: Final = 5
+"""Consumers that are tried without a message that is new."""
+_TOO_LARGE: Final = "409"
+
+
+class Listed(NamedTuple):
+    """A message of the stream: the subject with `U+FFFD` in place of what is not UTF-8."""
+
+    subject: str
+    seq: int
+
+
+class _Created(msgspec.Struct):
+    name: str = ""
+    num_pending: int = 0
+    error: ApiErrorBody | None = None
+
+
+class _Removed(msgspec.Struct):
+    error: ApiErrorBody | None = None
+
+
+async def census(jetstream: JetStream, stream: str, *, start: int = 1) -> AsyncGenerator[Listed, None]:
+    """The messages from a sequence on, in stream order, as the server has them that takes the consumer.
+
+    To be closed by its user. `SetupError` if reading would remove messages.
+    """
+    if (await jetstream.stream(stream)).config.get("retention", "limits") != "limits":
+        raise SetupError("the stream removes what was read: natsblob does not look for leftovers in it")
+    failed = 0
+    while True:
+        try:
+            async with _opened(jetstream, stream, start) as reader:
+                while page := await reader.next():
+                    failed = 0
+                    for listed in page:
+                        yield listed
+                        start = listed.seq + 1
+                return
+        except (UnavailableError, DeadlineError) as error:
+            failed += 1
+            if failed == _ATTEMPTS:
+                raise
+            await asyncio.sleep(delay(failed, error))
+
+
+@asynccontextmanager
+async def _opened(jetstream: JetStream, stream: str, start: int) -> AsyncIterator[_Reader]:
+    config: dict[str, Any] = {
+        "deliver_policy": "by_start_sequence",
+        "opt_start_seq": max(start, 1),
+        "ack_policy": "none",
+        "replay_policy": "instant",
+        "headers_only": True,
+        "num_replicas": 1,
+        "mem_storage": True,
+        "inactive_threshold": _LIFETIME * _NANOSECONDS,
+    }
+    body = {"stream_name": stream, "config": config}
+    created = await jetstream.call(f"CONSUMER.CREATE.{stream}", body, _Created)
+    consumer = f"{stream}.{created.name}"
+    try:
+        yield _Reader(jetstream, consumer, created.num_pending)
+    finally:
+        await shielded(jetstream.call(f"CONSUMER.DELETE.{consumer}", None, _Removed))
+
+
+class _Reader:
+    def __init__(self, jetstream: JetStream, consumer: str, pending: int) -> None:
+        self._connection = jetstream.connection
+        self._pull = jetstream.operation(f"CONSUMER.MSG.NEXT.{consumer}")
+        self._place = 0
+        self._pending = pending
+
+    async def next(self) -> list[Listed]:
+        """The next messages, none at the end; `UnavailableError` if some got lost on the way."""
+        if self._pending == 0:
+            return []
+        messages, status = await self._ask({"batch": PART, "max_bytes": PART_BYTES})
+        if not messages and status == _TOO_LARGE:
+            messages, status = await self._ask({"batch": 1})
+        listed: list[Listed] = []
+        for place, seq, pending, subject in sorted(map(_delivered, messages)):
+            if place != self._place + 1:
+                break
+            self._place, self._pending = place, pending
+            listed.append(Listed(subject, seq))
+        if not listed:
+            raise UnavailableError(f"the server does not list all that the stream holds ({status})")
+        return listed
+
+    async def _ask(self, request: dict[str, int]) -> tuple[list[Message], str]:
+        taken: list[Message] = []
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def take(message: Message) -> None:
+            if ended.done():
+                return
+            if not message.reply:  # a stored message has one: where it would be acknowledged
+                ended.set_result(message.status or "")
+                return
+            taken.append(message)
+            if len(taken) == request["batch"]:
+                ended.set_result("")
+
+        inbox = self._connection.new_inbox()
+        body = msgspec.json.encode({**request, "no_wait": True})
+        async with self._connection.subscribe(inbox, take):
+            await self._connection.publish(self._pull, body, reply=inbox)
+            try:
+                async with asyncio.timeout(ATTEMPT_TIMEOUT):
+                    status = await ended
+            except TimeoutError:
+                raise DeadlineError("the server does not list in time what the stream holds") from None
+        return taken, status
+
+
+def _delivered(message: Message) -> tuple[int, int, int, str]:
+    """Place among what the consumer sent, sequence in the stream, how many follow, and the subject.
+
+    `$JS.ACK.[domain.account.]stream.consumer.tries.seq.place.time.pending[.token]`
+    """
+    tokens = message.reply.split(".")
+    at = 5 if len(tokens) == 9 else 7
+    return int(tokens[at + 1]), int(tokens[at]), int(tokens[at + 3]), message.subject
