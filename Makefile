@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/.ready
 
-.PHONY: help demo test soak fuzz hostile headers check guard bench format clean
+.PHONY: help demo test soak fuzz hostile attacks headers faults check guard bench format clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -24,6 +24,9 @@ fuzz: $(READY) ## send a million requests of every kind to a worker (ARGS='--req
 
 hostile: $(READY) ## let a hostile publisher try thousands of uploads, at R1 and R3 (ARGS='--replicas 1 --every 10')
 	@$(BIN)/python -m tests.hostile $(ARGS)
+
+attacks: $(READY) ## attack workers at fixed rates beside honest clients (ARGS='--seconds 10 --only opens')
+	@$(BIN)/python -m tests.attacks $(ARGS)
 
 headers: $(READY) ## try what each nats-server does with every header of a publisher (ARGS='--versions 2.15.1')
 	@$(BIN)/python -m tests.servers.headers $(ARGS)

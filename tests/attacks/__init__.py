@@ -1,0 +1,1 @@
+"""Attacks at a fixed rate beside honest clients, and what those notice."""
