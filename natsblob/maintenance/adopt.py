@@ -85,6 +85,8 @@ async def _prepare(bucket: Bucket) -> None:
     """Let the bucket take chunks, unless that would take it from a service with another prefix."""
     config = (await bucket.info()).config
     refuse_unfit(bucket.layout, {**config, "allow_direct": True})
+    if config.get("sealed"):
+        raise ConflictError("the bucket is sealed: what is in it stays as it is, and nothing can be adopted")
     source = (config.get("subject_transform") or {}).get("src")
     if source and not bucket.takes_chunks(config):
         raise ConflictError(
