@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from natsblob import wire
 from natsblob.broker.connection import Access, Connection, connect
 from natsblob.broker.jetstream import JetStream
-from natsblob.chunking import MESSAGE_RESERVE
+from natsblob.chunking import LEAST_PAYLOAD, MESSAGE_RESERVE
 from natsblob.config import Settings
 from natsblob.errors import SetupError, UnavailableError
 from natsblob.logs import get_logger
@@ -101,12 +101,13 @@ async def worker(settings: Settings) -> AsyncIterator[Serving]:
         if settings.metrics is not None:
             await stack.enter_async_context(exposed(metrics, settings.metrics))
         front = await stack.enter_async_context(await connect(Access.of(settings, f"natsblob {worker_id}")))
+        _check_payload(front)
         replies = Replies(front, metrics, settings.reply_prefixes)
         backend = await _backend(settings, front, stack, worker_id)
         commit_at = subjects.commit_at(worker_id)
         uploads = await _uploads(settings, backend, front, replies, commit_at, stack)
         caps = _caps(settings, backend, front)
-        handlers = Handlers(backend.store, uploads, limits, caps).by_subject(subjects)
+        handlers = Handlers(backend.store, uploads, limits, caps, replies).by_subject(subjects)
         service = Worker(
             front,
             replies,
@@ -159,6 +160,7 @@ async def _backend(settings: Settings, front: Connection, stack: AsyncExitStack,
         case "jetstream":
             access = Access.of(settings.for_storage(), f"natsblob {worker_id} storage")
             storage = await stack.enter_async_context(await connect(access))
+            _check_payload(storage)
             return await _bucket_backend(settings, storage, front, stack)
 
 
@@ -186,6 +188,16 @@ async def _bucket_backend(
     watched = MAX_TAPS if settings.commit_check == "tap" else 0
     taps = await stack.enter_async_context(Taps(storage, most=watched))
     return Backend(store, replicas, objects.window, taps, storage)
+
+
+def _check_payload(connection: Connection) -> None:
+    """`SetupError` if the server takes messages that are too small to carry chunks."""
+    if connection.max_payload < LEAST_PAYLOAD:
+        raise SetupError(
+            f"max_payload of the server at {connection.url} is {connection.max_payload} bytes, and natsblob "
+            f"needs {LEAST_PAYLOAD} at least, since headers take some of it; 1 MiB is usual and fast. Set "
+            "max_payload in the server's configuration. What is stored is untouched"
+        )
 
 
 async def _uploads(

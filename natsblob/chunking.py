@@ -18,6 +18,9 @@ DEFAULT_CHUNK_SIZE = 512 * 1024
 MESSAGE_RESERVE = 4 * 1024
 """Bytes of `max_payload` left for headers: nats-server closes the connection of who exceeds it."""
 
+LEAST_PAYLOAD = 2 * MESSAGE_RESERVE
+"""Bytes of `max_payload` with which there is anything left for chunks worth the name."""
+
 
 def chunk_size_for(max_payload: int, wanted: int = DEFAULT_CHUNK_SIZE) -> int:
     """The largest chunk, at most `wanted`, that leaves `MESSAGE_RESERVE` below `max_payload`."""

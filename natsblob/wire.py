@@ -37,6 +37,7 @@ DIGEST: Final = "Blob-Digest"
 SIZE: Final = "Blob-Size"
 OFFSET: Final = "Blob-Offset"
 CHUNK: Final = "Blob-Chunk"
+PART: Final = "Blob-Part"
 SUM: Final = "Blob-Sum"
 STATUS: Final = "Status"
 MESSAGE_ID: Final = "Nats-Msg-Id"
@@ -271,6 +272,13 @@ def chunk_index(headers: Headers) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 16 else None
 
 
+def part_of(headers: Headers) -> tuple[int, int] | None:
+    """Offset and length of the whole chunk in `Blob-Part`, or `None` if it is absent or malformed."""
+    match = _PART.fullmatch(headers.get(PART, ""))
+    return (int(match.group(1)), int(match.group(2))) if match else None
+
+
+_PART = re.compile(r"([0-9]{1,16})/([0-9]{1,16})", re.ASCII)
 _CODE = re.compile(r"[0-9]{3}", re.ASCII)
 _UPLOAD = re.compile(r"[0-9A-Za-z]{22}", re.ASCII)
 _PREFIX = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)

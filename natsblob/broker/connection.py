@@ -17,7 +17,7 @@ from nats.aio.client import RawCredentials
 from nats.errors import UnexpectedEOF
 
 from natsblob.broker.cleanup import shielded
-from natsblob.broker.client import DirectClient, Handler, Options
+from natsblob.broker.client import DirectClient, Handler, Options, header_block
 from natsblob.broker.identity import read_creds, read_nkey, tls_context
 from natsblob.broker.message import Message
 from natsblob.broker.translate import nats_error, no_responders, translated
@@ -125,6 +125,10 @@ class Connection(AbstractAsyncContextManager["Connection"]):
     def max_payload(self) -> int:
         """Bytes of headers and payload in one message."""
         return self._client.max_payload
+
+    def carries(self, size: int, headers: Headers) -> bool:
+        """Whether a message with these headers and `size` bytes of payload is not too large."""
+        return len(header_block(headers)) + size <= self.max_payload
 
     @property
     def is_connected(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 from natsblob.broker.connection import Connection, Inbox
 from natsblob.broker.message import Message
+from natsblob.broker.parts import Parts
 from natsblob.broker.retry import delay
 from natsblob.errors import BlobError, DeadlineError
 from natsblob.wire import ERROR_CODE
@@ -46,6 +47,7 @@ class _Window:
         self.range = range(first, first + count)
         self._frames: dict[int, bytes] = {}
         self._taken = first
+        self._parts = Parts()
         self._inbox: Inbox | None = None
         self._changed = asyncio.Event()
         self._ended = False
@@ -114,8 +116,12 @@ class _Window:
         if frame.status is not None or ERROR_CODE in frame.headers:
             self._trouble = self._source.end(frame)
             self._ended = True
-        elif (index := self._source.place(frame)) is not None and self._wants(index):
-            self._frames[index] = frame.data
+        elif (
+            (whole := self._parts.add(frame)) is not None
+            and (index := self._source.place(whole)) is not None
+            and self._wants(index)
+        ):
+            self._frames[index] = whole.data
             self._progress = True
             self._progress_at = self._active_at
         self._changed.set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64decode
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -17,6 +17,7 @@ from natsblob.broker.connection import Connection
 from natsblob.broker.message import DESCRIPTION, Message, parse_headers
 from natsblob.broker.retry import retrying
 from natsblob.broker.translate import jetstream_error
+from natsblob.chunking import MESSAGE_RESERVE
 from natsblob.errors import (
     BlobError,
     DeadlineError,
@@ -304,9 +305,32 @@ class JetStream:
         return await retrying(attempt, patience=self.patience)
 
     async def latest(self, stream: str, subjects: Sequence[str]) -> Latest:
-        """The last messages on up to `MAX_SUBJECTS` subjects, as any one replica has them."""
-        request = msgspec.json.encode({"multi_last": list(subjects)})
-        return await retrying(lambda: self._latest(stream, request), patience=self.patience)
+        """The last messages on up to `MAX_SUBJECTS` subjects, as any one replica has them, or several ones.
+
+        In several requests if one would be larger than the server takes.
+        """
+        found: list[Latest] = []
+        for some in self._requestable(subjects):
+            request = msgspec.json.encode({"multi_last": some})
+            found.append(await retrying(partial(self._latest, stream, request), patience=self.patience))
+        return Latest(
+            [message for latest in found for message in latest.messages],
+            min((latest.up_to for latest in found), default=0),
+        )
+
+    def _requestable(self, subjects: Sequence[str]) -> Iterator[list[str]]:
+        """The subjects in groups that fit one request each."""
+        some: list[str] = []
+        room = most = self.connection.max_payload - MESSAGE_RESERVE
+        for subject in subjects:
+            size = len(msgspec.json.encode(subject)) + 1
+            if some and size > room:
+                yield some
+                some, room = [], most
+            some.append(subject)
+            room -= size
+        if some:
+            yield some
 
     async def _latest(self, stream: str, request: bytes) -> Latest:
         messages, end = await self.collect(stream, request)

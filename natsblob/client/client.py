@@ -20,10 +20,12 @@ from natsblob.client.service import Service, decoded
 from natsblob.client.sources import BlobSource, source_of
 from natsblob.client.upload import Upload
 from natsblob.digest import Digest
-from natsblob.errors import BadRequestError
+from natsblob.errors import BadRequestError, TooLargeError
 from natsblob.wire import Caps, GetRequest, HasReply, Info, ListRequest, MissingReply, Page
 
 DEFAULT_SERVER: Final = "nats://127.0.0.1:4222"
+_DIGEST_BYTES: Final = 68
+"""Of one digest in a JSON array, and of the array."""
 DEFAULT_TIMEOUT: Final = 30.0
 """Seconds. An election of a new leader takes 4 to 9."""
 
@@ -211,14 +213,24 @@ class Client:
     async def missing(self, digests: Iterable[Digest | str], *, timeout: float | None = None) -> list[Digest]:
         """Those of `digests`, any number, that are not stored; in the order given, duplicates kept.
 
-        A request asks for 1,000 of them, and `timeout` is for each request.
+        A request asks for up to 1,000 of them, and `timeout` is for each request.
         """
         wanted = [_digest(digest) for digest in digests]
+        most = max(1, min(wire.MAX_BATCH, self._service.room // _DIGEST_BYTES))
         missing: list[Digest] = []
-        for start in range(0, len(wanted), wire.MAX_BATCH):
-            batch = wanted[start : start + wire.MAX_BATCH]
-            reply = await self._service.ask(self._service.subjects.has, batch, MissingReply, timeout=timeout)
+        asked = 0
+        while asked < len(wanted):
+            batch = wanted[asked : asked + most]
+            try:
+                reply = await self._service.ask(
+                    self._service.subjects.has, batch, MissingReply, timeout=timeout
+                )
+            except TooLargeError as error:
+                # This worker's server takes less than ours.
+                most = smaller(len(batch), error)
+                continue
             missing += reply.missing
+            asked += len(batch)
         return missing
 
     async def stat(self, digest: Digest | str, *, timeout: float | None = None) -> Info:
@@ -256,6 +268,14 @@ class Client:
 
     def _patience(self, timeout: float | None) -> float:
         return self._service.timeout if timeout is None else timeout
+
+
+def smaller(batch: int, refusal: TooLargeError) -> int:
+    """How many to ask for instead; raises the refusal if even one is too many."""
+    limit = refusal.details.get("limit")
+    if batch == 1:
+        raise refusal
+    return max(1, min(limit, batch - 1) if isinstance(limit, int) and limit > 0 else batch // 2)
 
 
 def _digest(given: Digest | str) -> Digest:

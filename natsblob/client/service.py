@@ -11,6 +11,7 @@ from natsblob import tracing, wire
 from natsblob.broker.connection import Connection
 from natsblob.broker.message import Message
 from natsblob.broker.retry import retrying
+from natsblob.chunking import MESSAGE_RESERVE
 from natsblob.client.slots import Slots
 from natsblob.errors import BadRequestError, DeadlineError, InternalError, NoRespondersError
 from natsblob.wire import Caps, Headers
@@ -41,6 +42,11 @@ class Service:
         self.windows = Slots(WINDOWS_AT_ONCE)
         self.uploads = Slots(UPLOADS_AT_ONCE)
         self._caps: Caps | None = None
+
+    @property
+    def room(self) -> int:
+        """Bytes that fit one request beside its headers, as the server has it now."""
+        return max(1, self.connection.max_payload - MESSAGE_RESERVE)
 
     async def once(
         self, subject: str, body: bytes = b"", *, headers: Headers | None = None, timeout: float

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final
 
+from msgspec import structs
+
 from natsblob import chunking, wire
 from natsblob.digest import Digest
 from natsblob.errors import (
@@ -19,8 +21,10 @@ from natsblob.errors import (
 )
 from natsblob.hashing import digest_of_bytes
 from natsblob.objectstore.turns import Asker, on_behalf_of
+from natsblob.service import fitting
 from natsblob.service.limits import Limits
 from natsblob.service.messages import Answer, Handler, Reply, Request
+from natsblob.service.replies import Replies
 from natsblob.service.uploads import Uploads
 from natsblob.store.base import Delegating, Store
 from natsblob.wire import Caps, GetRequest, HasReply, Info, ListRequest, MissingReply
@@ -36,11 +40,12 @@ _FOREIGN_ACCOUNT: Final = "_R_."
 class Handlers:
     """The endpoints over one store."""
 
-    def __init__(self, store: Store, uploads: Uploads, limits: Limits, caps: Caps) -> None:
+    def __init__(self, store: Store, uploads: Uploads, limits: Limits, caps: Caps, replies: Replies) -> None:
         self._store = store
         self._uploads = uploads
         self._limits = limits
         self._caps = caps
+        self._replies = replies
         self._listing = asyncio.Semaphore(LISTS_AT_ONCE)
 
     def by_subject(self, subjects: wire.Subjects) -> dict[str, Handler]:
@@ -58,6 +63,11 @@ class Handlers:
             subjects.commit: self.commit,
             subjects.abort: self.abort,
         }
+
+    @property
+    def _max_inline(self) -> int:
+        """Bytes of a blob in one reply: fewer than at the start if the server takes less by now."""
+        return min(self._caps.max_inline, self._replies.room)
 
     async def put(self, request: Request) -> Answer:
         data = request.data
@@ -81,11 +91,11 @@ class Handlers:
         request.noted.size = info.size
         offset = wanted.offset or 0
         span = chunking.span(info.size, info.chunk_size, offset, wanted.length)
-        if span.length > self._caps.max_inline:
+        if span.length > self._max_inline:
             raise TooLargeError(
                 'the answer does not fit one message; ask for windows with "mode": "stream"',
                 size=info.size,
-                limit=self._caps.max_inline,
+                limit=self._max_inline,
                 mode="stream",
             )
         headers = {wire.DIGEST: wanted.digest.hex, wire.SIZE: str(info.size)}
@@ -107,6 +117,8 @@ class Handlers:
         digests = wire.decode(request.data, list[Digest])
         if len(digests) > self._caps.max_batch:
             raise BadRequestError(f"at most {self._caps.max_batch} digests can be asked for at a time")
+        if len(digests) > (most := fitting.batch(self._replies.room)):
+            raise TooLargeError("the answer may not fit one message; ask for fewer digests", limit=most)
         return _json(MissingReply(await self._store.missing(digests)))
 
     async def stat(self, request: Request) -> Answer:
@@ -117,14 +129,20 @@ class Handlers:
         wanted = wire.decode(request.data or b"{}", ListRequest)
         async with self._listing:
             page = await self._store.list(after=wanted.after, limit=wanted.limit, prefix=wanted.prefix)
-        return _json(page)
+        return Reply(fitting.page(page, self._replies.room))
 
     async def delete(self, request: Request) -> Answer:
         digest = request.noted.digest = wire.decode_digest(request.data)
         return _json(await self._store.delete(digest))
 
     async def caps(self, _: Request) -> Answer:
-        return _json(self._caps)
+        now = structs.replace(
+            self._caps,
+            chunk_size=self._store.chunk_size,
+            max_inline=self._max_inline,
+            max_batch=min(self._caps.max_batch, fitting.batch(self._replies.room)),
+        )
+        return _json(now)
 
     async def open(self, request: Request) -> Answer:
         wanted = wire.decode(request.data or b"{}", wire.OpenRequest)
@@ -138,7 +156,8 @@ class Handlers:
     async def status(self, request: Request) -> Answer:
         wanted = wire.decode(request.data, wire.StatusRequest)
         with on_behalf_of(_asker(request)):
-            return _json(await self._uploads.status(wanted.upload))
+            status = await self._uploads.status(wanted.upload)
+        return Reply(fitting.status(status, self._replies.room))
 
     async def commit(self, request: Request) -> Answer:
         wanted = wire.decode(request.data, wire.CommitRequest)
@@ -208,7 +227,9 @@ class Handlers:
             async for index, chunk, is_proven in self._chunks(wanted):
                 request.noted.bytes_out += len(chunk)
                 proof = {wire.SUM: wire.chunk_sum(chunk)} if is_proven else {}
-                yield Reply(chunk, {wire.CHUNK: str(index), **proof})
+                whole = Reply(chunk, {wire.CHUNK: str(index), **proof})
+                for frame in fitting.frames(whole, self._replies):
+                    yield frame
         yield Reply(b"", {wire.STATUS: "204 EOB"})
 
     async def _chunks(self, wanted: GetRequest) -> AsyncIterator[tuple[int, bytes, bool]]:

@@ -8,6 +8,7 @@ from typing import Final
 
 from natsblob import wire
 from natsblob.broker.connection import Connection
+from natsblob.chunking import MESSAGE_RESERVE
 from natsblob.errors import BlobError
 from natsblob.metrics import Metrics
 from natsblob.service.messages import Reply
@@ -41,6 +42,14 @@ class Replies:
             return True
         self._metrics.dropped("reply_subject" if subject else "no_reply_subject")
         return False
+
+    @property
+    def room(self) -> int:
+        """Bytes that fit one reply beside its headers, whatever these are, as the server has it now."""
+        return max(0, self._connection.max_payload - MESSAGE_RESERVE)
+
+    def fits(self, reply: Reply) -> bool:
+        return self._connection.carries(len(reply.data), reply.headers)
 
     async def send(self, subject: str, reply: Reply) -> None:
         """Publish one message of an answer, waiting where the connection is behind."""

@@ -91,12 +91,13 @@ class Worker:
             store, taps, commit_subject=commit_at, chunk_size=CHUNK, window=WINDOW, expiry=UPLOAD_EXPIRY
         )
         limits = Limits(_METRICS, max_requests=64, max_bytes=1024 * 1024)
+        replies = Replies(answering, _METRICS, ("_INBOX.",))
         service = Service(
             answering,
-            Replies(answering, _METRICS, ("_INBOX.",)),
+            replies,
             limits,
             cast("Telemetry", _Untold()),
-            handlers=Handlers(store, uploads, limits, CAPS).by_subject(SUBJECTS),
+            handlers=Handlers(store, uploads, limits, CAPS, replies).by_subject(SUBJECTS),
             prefix="blob",
             queue="natsblob",
             request_timeout=REQUEST_TIMEOUT,
