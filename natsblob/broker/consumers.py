@@ -35,6 +35,8 @@ PLACING_DEADLINE: Final = 20.0
 """Seconds for all of them."""
 _PATIENCE: Final = 10.0
 _ENDS: Final = ("404", "408")
+_DELIVERED: Final = "$JS.ACK."
+"""Begins the reply subject of a stored message, which may have a status line of its own."""
 _NO_SPARE_SERVER: Final = 10075
 _NANOSECONDS: Final = 1_000_000_000
 
@@ -90,7 +92,7 @@ class Copy:
         def take(message: Message) -> None:
             if ended.done():
                 return
-            if message.status is not None:
+            if message.status is not None and not message.reply.startswith(_DELIVERED):
                 ended.set_result(message.status)
                 return
             taken.append(_delivered(message))

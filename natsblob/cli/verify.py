@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -93,25 +94,31 @@ async def _read(one: Stored, after: Digest | None, rate: int, common: Common) ->
     from natsblob.maintenance.verify import verify as verifying
 
     out = Stdout()
-    blobs = corrupt = size = 0
+    counts: Counter[str] = Counter()
+    size = 0
     total = (await one.objects.bucket.info()).state.bytes
     with progress(f"verify {one.objects.bucket.name}", wanted=not common.quiet) as report:
         async with aclosing(verifying(one.objects, after=after, rate=rate)) as found:
             async for blob in found:
-                blobs, size = blobs + 1, size + blob.size
-                corrupt += blob.outcome == "corrupt"
+                counts[blob.outcome] += 1
+                size += blob.size
                 if report:
                     report(size, total)
                 if common.json:
                     await out.record(blob)
-                elif blob.outcome == "corrupt":
-                    await out.line(f"corrupt  {blob.digest}")
+                elif blob.outcome != "ok":
+                    await out.line(f"{blob.outcome}  {blob.digest}")
                 await out.flush()
     if not common.quiet:
-        say(f"{blobs} blobs read, {corrupt} corrupt")
-    if corrupt:
+        say(f"{counts['ok'] + counts['corrupt']} blobs read, {counts['corrupt']} corrupt")
+    if counts["corrupt"]:
         say("no wrong bytes were delivered. `natsblob verify --replicas` says who has them")
-    return Exit.MISMATCH if corrupt else Exit.OK
+    if counts["foreign"]:
+        say(
+            f"{counts['foreign']} objects of other clients have names that are digests of something else and "
+            "are no blobs. A put of the content replaces them; `natsblob bucket adopt` keeps what is in them"
+        )
+    return Exit.MISMATCH if counts["corrupt"] or counts["foreign"] else Exit.OK
 
 
 async def _compare(one: Stored, metrics: Path | None, common: Common) -> Exit:
@@ -122,12 +129,11 @@ async def _compare(one: Stored, metrics: Path | None, common: Common) -> Exit:
     if metrics:
         exposition.write(found, metrics)
     await show(found, common)
+    if found.lost:
+        say(f"{len(found.lost)} blobs are whole on no server: put the originals again, or remove them")
     if found.diverge:
-        lost = sum(not blob.good for blob in found.damage)
-        if lost:
-            say(f"{lost} blobs are whole on no server: remove them, and put the originals again")
-        else:
-            say("every blob is whole somewhere, and no wrong bytes are served: natsblob repair")
+        say("copies differ; what is whole somewhere is served, and no wrong bytes are: natsblob repair")
+    if found.lost or found.diverge:
         return Exit.MISMATCH
     if not found.agree:
         say("not every copy could be read, so nothing is known of that one: start its server, and look again")

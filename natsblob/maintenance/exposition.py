@@ -24,8 +24,7 @@ def write(found: Comparison, path: Path) -> None:
         found.bucket
     ).set_to_current_time()
     gauge("compared_blobs", "Blobs in the comparison").labels(found.bucket).set(found.blobs)
-    lost = sum(not blob.good for blob in found.damage)
-    gauge("lost_blobs", "Blobs that are whole on no server").labels(found.bucket).set(lost)
+    gauge("lost_blobs", "Blobs that are whole on no server").labels(found.bucket).set(len(found.lost))
     read = gauge("copy_read", "Whether the copy of this server could be read", "server")
     lacking = gauge("copy_lacking_messages", "Messages that other servers have and this one not", "server")
     damaged = gauge("copy_damaged_blobs", "Blobs that cannot be read from this server", "server")

@@ -71,6 +71,8 @@ class Repairer:
         before = await self._comparer.compare()
         if before.agree:
             return before
+        if before.is_same:
+            raise BlobCorruptError(f"no copy has {_named(before.lost)}; nothing was changed")
         source = _source(before)
         damaged = [node.name for node in before.nodes if not node.is_good]
         self._say(f"{source} holds every blob; fresh copies for {', '.join(damaged)}")
@@ -91,7 +93,7 @@ class Repairer:
         """
         for _ in range(_PROOFS):
             after = await self._comparer.compare()
-            if after.agree and len(after.nodes) == after.replicas:
+            if after.is_same and len(after.nodes) == after.replicas:
                 return after
             await asyncio.sleep(_PROVE_AGAIN)
         raise BlobCorruptError("the copies still differ; every blob was readable from the leader")
@@ -200,9 +202,6 @@ def _source(found: Comparison) -> str:
     whole = [node for node in found.nodes if node.is_good]
     if whole:
         return next((node for node in whole if node.leader), whole[0]).name
-    lost = [one.name for one in found.damage if not one.good]
-    if lost:
-        raise BlobCorruptError(f"no copy has {_named(lost)}; nothing was changed")
     raise BlobCorruptError(
         "no single copy has every blob, though each blob is whole somewhere; nothing was changed. Get "
         f"{_named([one.name for one in found.damage])}, remove and put them again, then repair"

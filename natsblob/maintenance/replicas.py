@@ -9,6 +9,7 @@ blobs may have been deleted in between.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,11 +20,11 @@ import msgspec
 
 from natsblob import wire
 from natsblob.broker.consumers import Copies, Copy, Delivered
-from natsblob.broker.jetstream import ClusterState, Stored, StreamInfo
+from natsblob.broker.jetstream import ClusterState, Stored, StreamInfo, StreamState
 from natsblob.errors import UnavailableError
 from natsblob.hashing import ConcurrentHasher
 from natsblob.objectstore.bucket import Bucket
-from natsblob.objectstore.info import Entry, digest_of
+from natsblob.objectstore.info import Entry, claim_of, digest_of
 from natsblob.objectstore.objects import Objects
 
 CATCH_UP: Final = 10.0
@@ -37,7 +38,10 @@ _ALONE: Final = "-"
 
 
 class Damage(msgspec.Struct, frozen=True):
-    """A blob that some servers cannot give whole. Without any in `good` it is lost, unless put again."""
+    """A blob, or an object of another client, that is not the same on all servers, or whole on none.
+
+    Without any in `good` it is lost, unless put again.
+    """
 
     name: str
     bad: tuple[str, ...]
@@ -53,9 +57,9 @@ class Node(msgspec.Struct, frozen=True):
     """Whether its copy could be read at all; one that is offline cannot be judged."""
     messages: int = 0
     lacking: int = 0
-    """Messages that other copies have and this one cannot give, or gives with other bytes."""
+    """Messages that other copies have, or that are counted, and that this one cannot give as they are."""
     damaged: int = 0
-    """Blobs that cannot be read from it."""
+    """Blobs that cannot be read from it, and can from others."""
 
     @property
     def is_good(self) -> bool:
@@ -74,11 +78,21 @@ class Comparison(msgspec.Struct, frozen=True):
     @property
     def agree(self) -> bool:
         """Whether every copy was read, and each gives every blob."""
-        return not self.damage and all(node.is_good for node in self.nodes)
+        return self.is_same and not self.damage
+
+    @property
+    def is_same(self) -> bool:
+        """Whether every copy was read, and all give the same: also what is lost on all of them."""
+        return all(node.is_good for node in self.nodes)
 
     @property
     def diverge(self) -> bool:
-        return bool(self.damage) or any(node.read and not node.is_good for node in self.nodes)
+        return any(node.read and not node.is_good for node in self.nodes)
+
+    @property
+    def lost(self) -> list[str]:
+        """The blobs that no copy has."""
+        return [one.name for one in self.damage if not one.good]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +116,9 @@ class _Findings:
 
     tallies: dict[str, _Tally]
     entries: dict[str, Entry] = field(default_factory=dict)
+    """By the subject of their metadata."""
     suspects: set[str] = field(default_factory=set)
-    """Names whose metadata or bytes are not the same, or not good, everywhere."""
+    """Subjects of objects that are not the same everywhere, and of blobs that are not good."""
     lacking: dict[int, tuple[str, ...]] = field(default_factory=dict)
     """The first `_LOOKED_AT_AGAIN` of the messages that some servers lack, and those servers."""
     lacking_chunks: set[str] = field(default_factory=set)
@@ -131,6 +146,7 @@ class Comparer:
             found = await self._pass(readers)
         damage = await self._confirm(found, list(copies))
         await self._forgive(found)
+        _count(found, info.state, (await self._bucket.info()).state)
         return Comparison(
             bucket=self._bucket.name,
             replicas=int(info.config.get("num_replicas", 1)),
@@ -147,15 +163,13 @@ class Comparer:
                 found.tallies[name].messages += 1
             best = _best(held)
             lacking = [name for name in readers if name not in held or held[name].print != best.print]
-            if not best.is_intact:
-                lacking = list(readers)
             for name in lacking:
                 found.tallies[name].lacking += 1
             if lacking and len(found.lacking) < _LOOKED_AT_AGAIN:
                 found.lacking[best.delivered.seq] = tuple(lacking)
             await self._take(best.delivered, bool(lacking), found, hashers)
         found.suspects |= {
-            name for name, entry in found.entries.items() if entry.info.nuid in found.lacking_chunks
+            subject for subject, entry in found.entries.items() if entry.info.nuid in found.lacking_chunks
         }
         return found
 
@@ -173,44 +187,54 @@ class Comparer:
         entry = _entry(message)
         if not entry.is_readable:
             return  # somebody else's message, or one that no copy has intact: no blob to be found by it
-        name = entry.info.name
-        found.entries[name] = entry
+        found.entries[message.subject] = entry
         hashed = hashers.pop(entry.info.nuid, _Hashing())
-        if entry.is_content and (is_suspect or not await hashed.is_whole(entry)):
-            found.suspects.add(name)
+        if entry.is_content and (is_suspect or (_is_blob(entry) and not await hashed.is_whole(entry))):
+            found.suspects.add(message.subject)
 
     async def _confirm(self, found: _Findings, nodes: Sequence[str]) -> list[Damage]:
         """Look again at each suspect, on every copy: what was deleted meanwhile is no damage."""
         damage: list[Damage] = []
-        for name in sorted(found.suspects):
-            entry = found.entries[name]
+        for subject in sorted(found.suspects):
+            entry = found.entries[subject]
             if not entry.is_content:
                 continue
-            good = await self._good_copies(entry, nodes)
-            if len(good) == len(nodes) or await self._is_gone(entry):
+            good = await self._good_copies(subject, entry, nodes)
+            if len(good) == len(nodes) or await self._is_gone(subject, entry):
                 continue
             bad = tuple(node for node in nodes if node not in good)
-            damage.append(Damage(name, bad, tuple(node for node in nodes if node in good)))
+            damage.append(Damage(entry.info.name, bad, tuple(node for node in nodes if node in good)))
         return damage
 
-    async def _good_copies(self, entry: Entry, nodes: Sequence[str]) -> set[str]:
-        """Those of `nodes` that give the object's metadata and its bytes with their right SHA-256."""
-        return {node for node in nodes if await self._is_whole_on(node, entry)}
+    async def _good_copies(self, subject: str, entry: Entry, nodes: Sequence[str]) -> set[str]:
+        """Those of `nodes` that give the object's metadata and its bytes with their right SHA-256.
 
-    async def _is_whole_on(self, node: str, entry: Entry) -> bool:
-        meta, chunks = self._layout.meta(entry.info.name), self._layout.chunks(entry.info.nuid)
+        Of an object of another client, which need not be what its metadata says: those that give the same
+        as most others.
+        """
+        held = {node: await self._held_on(node, subject, entry) for node in nodes}
+        whole = {node for node, one in held.items() if one.is_whole}
+        if whole or _is_blob(entry):
+            return whole
+        votes = Counter(one.print for one in held.values())
+        most = max(votes, key=lambda one: votes[one])
+        return {node for node, one in held.items() if one.print == most}
+
+    async def _held_on(self, node: str, subject: str, entry: Entry) -> _Held:
         hashing = _Hashing()
         has_meta = False
-        async with self._copies.opened([node], subjects=[meta, chunks]) as copies:
+        async with self._copies.opened(
+            [node], subjects=[subject, self._layout.chunks(entry.info.nuid)]
+        ) as copies:
             if node not in copies:
                 raise UnavailableError(f"{node} has stopped reading its copy; a repeat is safe")
             while messages := await copies[node].next():
                 for message in messages:
-                    if message.subject == meta:
+                    if message.subject == subject:
                         has_meta = True
                     else:
                         await hashing.update(message.data)
-        return has_meta and await hashing.is_whole(entry)
+        return _Held(has_meta and await hashing.is_whole(entry), (has_meta, *await hashing.print()))
 
     async def _forgive(self, found: _Findings) -> None:
         """Take back what was held against copies for messages that were deleted meanwhile."""
@@ -225,9 +249,10 @@ class Comparer:
             return True
         return any([await jetstream.at(stream, seq) is not None for _ in range(_ASKED)])
 
-    async def _is_gone(self, entry: Entry) -> bool:
+    async def _is_gone(self, subject: str, entry: Entry) -> bool:
         """Whether the object was deleted or replaced since; a leader that lacks it is no proof."""
-        newest = await self._objects.newest(entry.info.name)
+        stored = await self._bucket.jetstream.last_at_leader(self._layout.stream, subject)
+        newest = Entry.decode(stored) if stored else None
         return newest is not None and (newest.info.deleted or newest.info.nuid != entry.info.nuid)
 
 
@@ -321,7 +346,36 @@ class _Hashing:
 
     async def is_whole(self, entry: Entry) -> bool:
         is_counted = self._chunks == entry.info.chunks
-        return is_counted and await self._hasher.digest() == digest_of(entry.info)
+        return is_counted and await self._hasher.digest() == claim_of(entry.info)
+
+    async def print(self) -> tuple[int, str]:
+        """What tells these chunks from others."""
+        return self._chunks, (await self._hasher.digest()).hex
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What one copy gives of an object."""
+
+    is_whole: bool
+    print: tuple[bool, int, str]
+
+
+def _is_blob(entry: Entry) -> bool:
+    """Whether the name is a digest that the object claims to have: then its bytes have to be right."""
+    claimed = digest_of(entry.info)
+    return entry.is_content and claimed is not None and claimed.hex == entry.info.name
+
+
+def _count(found: _Findings, before: StreamState, after: StreamState) -> None:
+    """Hold against each copy what is counted and was not given by it.
+
+    What was stored and deleted meanwhile is taken into account: of the messages that there were before, at
+    least so many are still there as there are now, less those that came.
+    """
+    certain = min(before.messages, after.messages - (after.last_seq - before.last_seq))
+    for tally in found.tallies.values():
+        tally.lacking = max(tally.lacking, certain - tally.messages)
 
 
 def _entry(message: Delivered) -> Entry:
@@ -334,5 +388,5 @@ def _judged(name: str, info: StreamInfo, found: _Findings, damage: Sequence[Dama
     tally = found.tallies.get(name)
     if tally is None:
         return Node(name, is_leader, read=False)
-    damaged = sum(name in one.bad for one in damage)
+    damaged = sum(name in one.bad and bool(one.good) for one in damage)
     return Node(name, is_leader, read=True, messages=tally.messages, lacking=tally.lacking, damaged=damaged)

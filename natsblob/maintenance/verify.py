@@ -10,19 +10,22 @@ import msgspec
 
 from natsblob.digest import Digest
 from natsblob.errors import BlobCorruptError, BlobNotFoundError
+from natsblob.hashing import ConcurrentHasher
 from natsblob.objectstore.copies import UnreadableError
+from natsblob.objectstore.info import Entry, digest_of
 from natsblob.objectstore.names import END, Names
 from natsblob.objectstore.objects import Objects
 from natsblob.wire import MAX_BATCH
 
-Outcome = Literal["ok", "corrupt"]
+Outcome = Literal["ok", "corrupt", "foreign"]
 
 
 class Verified(msgspec.Struct, frozen=True):
-    """A blob that was read, from whichever copies answered."""
+    """A blob that was read, from whichever copies answered; or what has the name of one and is none."""
 
     digest: str
     outcome: Outcome
+    """`foreign`: another client's object has this digest for a name, and does not claim to be its content."""
     size: int
 
 
@@ -37,17 +40,33 @@ async def verify(
     """
     pace = _Pace(rate)
     async for name in _names(objects, after.hex if after else ""):
-        outcome: Outcome = "ok"
-        size = 0
         try:
-            async for chunk in objects.get(name):
-                size += len(chunk)
-                await pace.passed(len(chunk))
+            entry = await objects.find(name)
+            found = entry and await _verified(objects, name, entry, pace)
         except BlobNotFoundError:
             continue  # deleted
-        except (BlobCorruptError, UnreadableError):
-            outcome = "corrupt"
-        yield Verified(name, outcome, size)
+        except UnreadableError:
+            found = Verified(name, "corrupt", 0)
+        if found:
+            yield found
+
+
+async def _verified(objects: Objects, name: str, named: Entry, pace: _Pace) -> Verified | None:
+    """What became of reading it; `None` if it is a link to something else by now, and so no blob any more."""
+    entry = await objects.resolve(named)
+    claimed = digest_of(entry.info)
+    if claimed is None or claimed.hex != name:
+        return None if named.info.link is not None else Verified(name, "foreign", entry.info.size)
+    hasher = ConcurrentHasher()
+    size = 0
+    try:
+        async for chunk in objects.read_whole(entry):
+            await hasher.update(chunk)
+            size += len(chunk)
+            await pace.passed(len(chunk))
+    except (BlobCorruptError, UnreadableError):
+        return Verified(name, "corrupt", size)
+    return Verified(name, "ok" if await hasher.digest() == claimed else "corrupt", size)
 
 
 async def _names(objects: Objects, position: str) -> AsyncIterator[str]:
