@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -41,6 +42,8 @@ _UNBORN: Final = {_LOCK.name, _DRAFT.name, "lost+found"}
 _OWN: Final = _UNBORN | {DESCRIPTOR.name, BLOBS.name, STAGING.name, QUARANTINE.name}
 _FILE_MODE: Final = 0o640
 _DIRECTORY_MODE: Final = 0o750
+_NO_FILE: Final = {errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV}
+"""What opening a link, a pipe without a reader, a socket, a directory or a device fails with."""
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 
 _log = get_logger(__name__)
@@ -102,11 +105,27 @@ class Volume:
         return BLOBS / name[:2] / name[2:4] / name
 
     def open(self, path: PurePosixPath) -> int:
-        """A descriptor to read from."""
-        return os.open(path, os.O_RDONLY, dir_fd=self._root)
+        """A descriptor to read from; `FileNotFoundError` unless it is a file."""
+        return self._open_file(path, os.O_RDONLY)
 
     def stat(self, path: PurePosixPath) -> os.stat_result:
-        return os.stat(path, dir_fd=self._root)
+        """What is known of a file; `FileNotFoundError` if there is none, or something else."""
+        return _of_file(os.stat(path, dir_fd=self._root, follow_symlinks=False))
+
+    def _open_file(self, path: PurePosixPath, mode: int) -> int:
+        """Open a file, and nothing that a thread could wait in: a pipe, a device, or a link to one."""
+        try:
+            file = os.open(path, mode | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=self._root)
+        except OSError as error:
+            if error.errno in _NO_FILE:
+                raise FileNotFoundError(errno.ENOENT, "not a file") from error
+            raise
+        try:
+            _of_file(os.fstat(file))
+        except BaseException:
+            os.close(file)
+            raise
+        return file
 
     def exists(self, path: PurePosixPath) -> bool:
         try:
@@ -150,11 +169,19 @@ class Volume:
     def rename(self, path: PurePosixPath, target: PurePosixPath) -> None:
         """Move a file; directories above `target` that are missing are made."""
         try:
-            os.rename(path, target, src_dir_fd=self._root, dst_dir_fd=self._root)
+            self._rename(path, target)
         except FileNotFoundError:
             self.make_directory(target.parent.parent)
             self.make_directory(target.parent)
-            os.rename(path, target, src_dir_fd=self._root, dst_dir_fd=self._root)
+            self._rename(path, target)
+        except IsADirectoryError:
+            obstacle = QUARANTINE / f"{target.name}.{uuid4().hex[:8]}"
+            self._rename(target, obstacle)
+            _log.warning("directory in place of a file", file=str(target), moved_to=str(obstacle))
+            self._rename(path, target)
+
+    def _rename(self, path: PurePosixPath, target: PurePosixPath) -> None:
+        os.rename(path, target, src_dir_fd=self._root, dst_dir_fd=self._root)
 
     def make_directory(self, path: PurePosixPath) -> None:
         with suppress(FileExistsError):
@@ -238,7 +265,7 @@ class Volume:
         for name in self.names(STAGING):
             path = STAGING / name
             try:
-                staged = os.open(path, os.O_RDWR, dir_fd=self._root)
+                staged = self._open_file(path, os.O_RDWR)
             except FileNotFoundError:
                 continue
             try:
@@ -249,6 +276,12 @@ class Volume:
                 continue
             finally:
                 os.close(staged)
+
+
+def _of_file(status: os.stat_result) -> os.stat_result:
+    if not stat.S_ISREG(status.st_mode):
+        raise FileNotFoundError(errno.ENOENT, "not a file")
+    return status
 
 
 def write_all(file: int, data: bytes) -> None:
