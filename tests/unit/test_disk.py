@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import stat
 import sys
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -28,6 +30,7 @@ from natsblob.errors import (
 from natsblob.store.disk import DiskStore
 from natsblob.store.disk import store as disk_store
 from natsblob.store.disk.files import StoredBlob
+from natsblob.store.disk.sums import MOST_SUMS, Identity, Remembered, Sums, piece_size
 from natsblob.testing.payloads import HangingSource, cut, pattern, source
 
 CHUNK = 4096
@@ -348,10 +351,165 @@ async def test_a_healed_file_is_not_quarantined_for_the_one_before(store: DiskSt
     rotten.open()
     await put(store)
     with pytest.raises(BlobCorruptError):
-        rotten.verify(threading.Event())
+        rotten.verify(threading.Event(), CHUNK)
     rotten.close()
     assert await read(store) == DATA
     assert list((tmp_path / "quarantine").iterdir()) == []
+
+
+def rot(file: Path, offset: int) -> None:
+    """Flip a bit as a disk does: inode, size and time stay as they were."""
+    before = file.stat()
+    flip(file, offset)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+async def test_a_range_of_a_file_that_rotted_after_it_was_verified_is_not_served(
+    store: DiskStore, tmp_path: Path
+) -> None:
+    data = pattern(40 * CHUNK + 17)
+    digest = (await store.put(source(*cut(data, CHUNK)))).digest
+    make_old(file_of(tmp_path, digest))
+    assert await read(store, digest) == data
+    rot(file_of(tmp_path, digest), 3 * CHUNK + 100)
+    with pytest.raises(BlobCorruptError):
+        await anext(store.chunks(digest, 3, 1))
+    assert await store.missing([digest]) == [digest]
+    assert (await store.put(source(data))).created
+    assert await read(store, digest) == data
+
+
+async def test_a_file_that_rots_while_it_is_read_is_not_served_further(
+    store: DiskStore, tmp_path: Path
+) -> None:
+    data = pattern(40 * CHUNK + 17)
+    digest = (await store.put(source(*cut(data, CHUNK)))).digest
+    make_old(file_of(tmp_path, digest))
+    received: list[bytes] = []
+
+    async def receive() -> None:
+        async for chunk in store.chunks(digest):
+            received.append(chunk)
+            if len(received) == 1:
+                rot(file_of(tmp_path, digest), len(data) - 1)
+
+    with pytest.raises(BlobCorruptError):
+        await receive()
+    begin = b"".join(received)
+    assert data.startswith(begin)
+    assert len(begin) < len(data)
+
+
+async def test_a_file_that_was_misread_once_is_read_again(
+    store: DiskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(store)
+    make_old(file_of(tmp_path))
+    assert await read(store) == DATA
+    real, misread = os.pread, [True]
+
+    def once(file: int, length: int, offset: int) -> bytes:
+        data = real(file, length, offset)
+        return bytes(len(data)) if misread and misread.pop() else data
+
+    monkeypatch.setattr(os, "pread", once)
+    assert await read(store) == DATA
+    assert await store.missing([DIGEST]) == []
+
+
+async def test_a_file_that_is_always_misread_is_refused(
+    store: DiskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(store)
+    make_old(file_of(tmp_path))
+    monkeypatch.setattr(os, "pread", lambda _file, length, _offset: bytes(length))
+    with pytest.raises(BlobCorruptError):
+        await read(store)
+
+
+@pytest.mark.parametrize("chunk_size", [1000, 4096, 65_536, 100_000])
+@pytest.mark.parametrize("size", [65_535, 65_536, 65_537, 300_000])
+async def test_ranges_are_right_whatever_the_size_of_chunks(
+    tmp_path: Path, chunk_size: int, size: int
+) -> None:
+    data = pattern(size)
+    with closing(DiskStore(tmp_path, chunk_size=chunk_size)) as store:
+        digest = (await store.put(source(data))).digest
+        for first, count in [(0, None), (0, 1), (1, 2), (3, 70), (size // chunk_size, 5), (10_000, 1)]:
+            chunks = [chunk async for chunk in store.chunks(digest, first, count)]
+            end = size if count is None else (first + count) * chunk_size
+            assert b"".join(chunks) == data[first * chunk_size : end]
+            assert all(len(chunk) == chunk_size for chunk in chunks[:-1])
+
+
+def test_sums_take_bounded_memory() -> None:
+    remembered = Remembered(memory=10_000)
+    for number in range(100):
+        identity = Identity(DIGEST, number, 0, 0)
+        remembered.keep(identity, Sums(CHUNK, array("I", [number] * 100)))
+        assert remembered.held <= 10_000
+        assert remembered.get(identity) is not None
+    assert remembered.get(Identity(DIGEST, 0, 0, 0)) is None
+    for number in range(100):
+        remembered.forget(Identity(DIGEST, number, 0, 0))
+    assert remembered.held == 0
+
+
+@pytest.mark.parametrize("chunk_size", [1, 1024, 512 * 1024])
+@pytest.mark.parametrize("size", [0, 1, 2**20, 2**40, 2**53])
+def test_no_blob_has_more_sums_than_fit(chunk_size: int, size: int) -> None:
+    piece = piece_size(size, chunk_size)
+    assert piece % chunk_size == 0
+    assert -(-size // piece) <= MOST_SUMS
+
+
+async def test_a_promise_is_given_on_bytes_that_were_read_for_it(store: DiskStore, tmp_path: Path) -> None:
+    await put(store)
+    make_old(file_of(tmp_path))
+    assert await read(store) == DATA
+    rot(file_of(tmp_path), 5)
+    assert await store.held(DIGEST) is None
+    assert await store.missing([DIGEST]) == [DIGEST]
+
+
+async def test_a_large_file_counts_as_read_for_a_while(
+    store: DiskStore, tmp_path: Path, verified: list[Digest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_store, "REREAD_SIZE", 0)
+    await put(store)
+    make_old(file_of(tmp_path))
+    for _ in range(3):
+        assert await store.held(DIGEST) is not None
+    assert verified == [DIGEST]
+    monkeypatch.setattr(disk_store, "FRESH_SECONDS", 0)
+    assert await store.held(DIGEST) is not None
+    assert verified == [DIGEST] * 2
+
+
+async def test_the_quarantine_holds_one_file_of_a_blob_until_it_is_healed(
+    store: DiskStore, tmp_path: Path
+) -> None:
+    for offset in range(3):
+        await put(store)
+        assert list((tmp_path / "quarantine").iterdir()) == []
+        flip(file_of(tmp_path), offset)
+        with pytest.raises(BlobCorruptError):
+            await read(store)
+        assert [file.name for file in (tmp_path / "quarantine").iterdir()] == [DIGEST.hex]
+
+
+def test_what_others_put_into_staging_is_left_alone(tmp_path: Path) -> None:
+    DiskStore(tmp_path).close()
+    staging = tmp_path / "staging"
+    for name in ("notes.txt", "0" * 31):
+        (staging / name).write_text("kept")
+    (staging / ("1" * 32)).mkdir()
+    (staging / ("2" * 32)).symlink_to("notes.txt")
+    os.mkfifo(staging / ("3" * 32))
+    before = sorted(path.name for path in staging.iterdir() if not path.is_fifo())
+    DiskStore(tmp_path).close()
+    assert sorted(path.name for path in staging.iterdir() if not path.is_fifo()) == before
+    assert (staging / "notes.txt").read_text() == "kept"
 
 
 @pytest.fixture
@@ -360,9 +518,9 @@ def verified(monkeypatch: pytest.MonkeyPatch) -> list[Digest]:
     seen: list[Digest] = []
     real = StoredBlob.verify
 
-    def counted(blob: StoredBlob, stop: threading.Event) -> bool:
+    def counted(blob: StoredBlob, stop: threading.Event, piece: int) -> Sums | None:
         seen.append(blob.identity.digest)
-        return real(blob, stop)
+        return real(blob, stop, piece)
 
     monkeypatch.setattr(StoredBlob, "verify", counted)
     return seen
@@ -419,6 +577,39 @@ def test_a_new_directory_becomes_a_volume_that_keeps_its_identity(tmp_path: Path
     with closing(DiskStore(directory, chunk_size=2 * CHUNK, volume=identity)) as again:
         assert again.volume == identity
         assert again.chunk_size == CHUNK
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "fresh"])
+def test_no_volume_is_made_unless_it_is_asked_for(tmp_path: Path, kind: str) -> None:
+    directory = tmp_path / "volume"
+    if kind != "missing":
+        directory.mkdir()
+    if kind == "fresh":
+        (directory / "lost+found").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SetupError):
+        DiskStore(directory, create=False)
+    assert sorted(tmp_path.rglob("*")) == before
+    DiskStore(directory, create=True).close()
+    DiskStore(directory, create=False).close()
+    DiskStore(directory, create=True).close()
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENOLCK])
+def test_a_volume_that_cannot_be_used_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    DiskStore(tmp_path).close()
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    for module, step in ((os, "open"), (fcntl, "flock"), (os, "fsync")):
+        with monkeypatch.context() as broken:
+            broken.setattr(module, step, refuse)
+            with pytest.raises(SetupError) as caught:
+                DiskStore(tmp_path, create=False)
+            assert str(tmp_path) in caught.value.message
 
 
 def test_a_fresh_file_system_may_become_a_volume(tmp_path: Path) -> None:

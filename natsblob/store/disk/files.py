@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 import threading
+from array import array
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import PurePosixPath
-from typing import Final, NamedTuple
+from typing import Final
 from uuid import uuid4
+from zlib import crc32
 
 from natsblob.digest import Digest, Hasher
 from natsblob.errors import BlobCorruptError, BlobNotFoundError, DigestMismatchError, UnavailableError
 from natsblob.logs import get_logger
+from natsblob.store.disk.sums import Identity, Sums
 from natsblob.store.disk.volume import QUARANTINE, STAGING, Volume, write_all
 
 _READ_SIZE: Final = 1024 * 1024
@@ -36,15 +39,6 @@ def read_small(volume: Volume, digest: Digest, limit: int, verify: bool) -> byte
         return data
     finally:
         blob.close()
-
-
-class Identity(NamedTuple):
-    """Which bytes were verified: they are still the same while the file has this identity."""
-
-    digest: Digest
-    inode: int
-    modified_ns: int
-    size: int
 
 
 class StoredBlob:
@@ -75,28 +69,44 @@ class StoredBlob:
             raise BlobCorruptError("the stored file became shorter while it was read")
         return data
 
-    def verify(self, stop: threading.Event) -> bool:
-        """Whether the file was read to its end and is good; `BlobCorruptError` where it is not good.
+    def verify(self, stop: threading.Event, piece: int) -> Sums | None:
+        """The sums of the file's pieces, once it was read to its end; `BlobCorruptError` if it is not good.
 
-        False where the reader had gone before this began, or `stop` was set. A bad file is moved to
+        `None` if the reader had gone before this began, or `stop` was set. A bad file is moved to
         the quarantine, so that the next put of the digest heals the blob.
         """
         with self._lock:
             if self._file is None:
-                return False
+                return None
             file = os.dup(self._file)  # the reader may go while this is under way
         try:
-            hasher = Hasher()
-            block = memoryview(bytearray(min(_READ_SIZE, max(1, self.identity.size))))
-            while length := os.preadv(file, [block], hasher.size):
-                hasher.update(block[:length])
-                if stop.is_set():
-                    return False
+            digest, sums = self._read_whole(file, stop, piece)
         finally:
             os.close(file)
-        if hasher.digest() == self._digest:
-            return True
+        if stop.is_set():
+            return None
+        if digest == self._digest:
+            return Sums(piece, sums)
         raise self.condemn()
+
+    def _read_whole(self, file: int, stop: threading.Event, piece: int) -> tuple[Digest, array[int]]:
+        hasher = Hasher()
+        sums = array("I")
+        block = memoryview(bytearray(max(1, min(_READ_SIZE, piece, self.identity.size))))
+        value = 0
+        while hasher.size <= self.identity.size and not stop.is_set():
+            length = os.preadv(file, [block[: piece - hasher.size % piece]], hasher.size)
+            if not length:
+                break
+            data = block[:length]
+            hasher.update(data)
+            value = crc32(data, value)
+            if hasher.size % piece == 0:
+                sums.append(value)
+                value = 0
+        if hasher.size % piece:
+            sums.append(value)
+        return hasher.digest(), sums
 
     def condemn(self) -> BlobCorruptError:
         """Put the file aside for good, and say so."""
@@ -115,7 +125,7 @@ class StoredBlob:
 
     def _quarantine(self) -> None:
         path = self._volume.blob(self._digest)
-        target = QUARANTINE / f"{self._digest}.{uuid4().hex[:8]}"
+        target = QUARANTINE / self._digest.hex
         with self._volume.lock():
             if self._identify(self._volume.stat(path)) != self.identity:
                 return  # healed by a put meanwhile

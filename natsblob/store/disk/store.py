@@ -8,7 +8,6 @@ import os
 import re
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -20,7 +19,8 @@ from uuid import UUID
 from natsblob import chunking
 from natsblob.digest import Digest
 from natsblob.errors import BlobCorruptError, BlobNotFoundError
-from natsblob.store.disk.files import Identity, StagedBlob, StoredBlob, read_small
+from natsblob.store.disk.files import StagedBlob, StoredBlob, read_small
+from natsblob.store.disk.sums import Identity, Remembered, Sums, piece_size
 from natsblob.store.disk.volume import BLOBS, Volume, translate
 from natsblob.wire import Info, Page
 
@@ -31,7 +31,10 @@ VERIFIERS: Final = 2
 CLEANUP_SECONDS: Final = 5.0
 """How long a cancelled caller waits until its file is closed; later it happens without the caller."""
 
-_VERIFIED: Final = 4096
+REREAD_SIZE: Final = 256 * 1024 * 1024
+"""Bytes up to which a file is read for each promise that it is good. Larger ones may take longer than the
+request: they count as read for `FRESH_SECONDS`, so that a request that is repeated finds them so."""
+FRESH_SECONDS: Final = 600.0
 _SETTLED_NS: Final = 100_000_000
 _HEX: Final = re.compile(r"[0-9a-f]+", re.ASCII)
 
@@ -40,11 +43,12 @@ Ts = TypeVarTuple("Ts")
 
 
 class DiskStore:
-    """A `Store` on a directory, which becomes a volume if it is missing or empty.
+    """A `Store` on a directory that is a volume.
 
-    `chunk_size` is for a new volume; an existing one keeps its own. `volume` names the one that has to
-    be there: an empty directory, such as a mount point without its disk, is then refused. Opening
-    reads and writes a few small files; `SetupError` where the directory cannot be used.
+    With `create` a directory that is missing or empty becomes one, with this `chunk_size`; an existing
+    volume keeps its own. Without it such a directory, a mount point without its disk for example, is
+    refused; so is any other volume than `volume`, if one is named. Opening reads and writes a few small
+    files; `SetupError` if the directory cannot be used.
     """
 
     def __init__(
@@ -52,16 +56,17 @@ class DiskStore:
         directory: Path | str,
         *,
         chunk_size: int = chunking.DEFAULT_CHUNK_SIZE,
+        create: bool = True,
         volume: UUID | None = None,
     ) -> None:
-        self._volume = Volume(Path(directory), chunk_size=chunk_size, identity=volume)
+        self._volume = Volume(Path(directory), chunk_size=chunk_size, create=create, identity=volume)
         # Not anyio's threads: cancelling a task gives back their limiter's token while the thread is
         # still at work, so a disk that hangs would be given a new thread for every retry.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="natsblob-disk")
         self._closing = threading.Event()
         self._durable: set[PurePosixPath] = set()
-        self._verified: OrderedDict[Identity, None] = OrderedDict()
-        self._verifying: dict[Identity, asyncio.Task[bool]] = {}
+        self._verified = Remembered()
+        self._verifying: dict[Identity, asyncio.Task[Sums | None]] = {}
 
     def close(self) -> None:
         """Finish what runs in threads and let go of the directory; for when no request is left."""
@@ -94,17 +99,49 @@ class DiskStore:
             if whole and first == 0 and count != 0:
                 yield whole
             return
-        async with self._opened(digest, verify=verify) as blob:
+        async with self._opened(digest) as blob:
             size = blob.identity.size
             total = chunking.count(size, self.chunk_size)
-            for index in range(first, total if count is None else min(total, first + count)):
+            indexes = range(first, total if count is None else min(total, first + count))
+            if verify and indexes:
+                async for chunk in self._checked(blob, indexes):
+                    yield chunk
+                return
+            for index in indexes:
                 length = chunking.length(index, size, self.chunk_size)
                 yield await self._run(blob.read, index * self.chunk_size, length)
+
+    async def _checked(self, blob: StoredBlob, indexes: range) -> AsyncIterator[bytes]:
+        """Chunks of a file that was verified, each compared with what it was then."""
+        sums = await self._verify(blob)
+        held, data = -1, b""
+        for index in indexes:
+            number, skip = divmod(index * self.chunk_size, sums.piece)
+            if number != held:
+                held, data = number, await self._piece(blob, sums, number)
+            yield data if len(data) <= self.chunk_size else data[skip : skip + self.chunk_size]
+
+    async def _piece(self, blob: StoredBlob, sums: Sums, number: int) -> bytes:
+        """A piece of the file, read once more if it is not what it was; then the file is read whole."""
+        size = blob.identity.size
+        length = chunking.length(number, size, sums.piece)
+        for _ in range(2):
+            data = await self._run(_read_piece, blob, sums, number, length)
+            if data is not None:
+                return data
+            self._verified.forget(blob.identity)
+            await self._verify(blob)
+        raise await self._run(blob.condemn)
 
     async def held(self, digest: Digest) -> Info | None:
         """The blob, its file verified: who is told this may throw the bytes away."""
         try:
-            async with self._opened(digest, verify=True):
+            async with self._opened(digest) as blob:
+                sums = self._verified.get(blob.identity)
+                is_fresh = sums is not None and time.monotonic() - sums.taken < FRESH_SECONDS
+                if blob.identity.size <= REREAD_SIZE or not is_fresh:
+                    self._verified.forget(blob.identity)
+                await self._verify(blob)
                 return await self._run(self._stat, digest)
         except (BlobNotFoundError, BlobCorruptError):
             return None
@@ -161,6 +198,8 @@ class DiskStore:
             staged.move(path)
             status = self._volume.stat(path)
         self._make_durable(path)
+        if created:
+            self._volume.forget_bad(digest)
         return self._info(digest, status, created=created)
 
     def _make_durable(self, path: PurePosixPath) -> None:
@@ -222,12 +261,10 @@ class DiskStore:
             raise translate(error) from error
 
     @asynccontextmanager
-    async def _opened(self, digest: Digest, *, verify: bool) -> AsyncIterator[StoredBlob]:
+    async def _opened(self, digest: Digest) -> AsyncIterator[StoredBlob]:
         blob = StoredBlob(self._volume, digest)
         try:
             await self._run(blob.open)
-            if verify:
-                await self._verify(blob)
             yield blob
         finally:
             await self._clean_up(blob.close)
@@ -237,36 +274,43 @@ class DiskStore:
         done = asyncio.get_running_loop().run_in_executor(self._threads, call)
         await asyncio.wait({done}, timeout=CLEANUP_SECONDS)
 
-    async def _verify(self, blob: StoredBlob) -> None:
-        """Return once the whole file is known to be good; `BlobCorruptError` where it is not.
+    async def _verify(self, blob: StoredBlob) -> Sums:
+        """The sums of the file, once the whole is known to be good; `BlobCorruptError` if it is not.
 
         Readers of one file share its verification, and it survives them: the retry of a reader that
         could not wait for a large file finds it done, or further on.
         """
         key = blob.identity
-        while key not in self._verified:
+        while (sums := self._verified.get(key)) is None:
             task = self._verifying.get(key)
             if task is None and len(self._verifying) < VERIFIERS:
                 task = self._begin_verification(blob)
             others = self._verifying.values()
             await asyncio.wait({task} if task else others, return_when=asyncio.FIRST_COMPLETED)
-            if task and not task.cancelled() and task.result():
-                return
-        self._verified.move_to_end(key)
+            if task and not task.cancelled() and (sums := task.result()) is not None:
+                break
+        return sums
 
-    def _begin_verification(self, blob: StoredBlob) -> asyncio.Task[bool]:
+    def _begin_verification(self, blob: StoredBlob) -> asyncio.Task[Sums | None]:
         key = blob.identity
         # A change within one tick of the file system's clock would leave the time stamp as it is.
         settled = time.time_ns() - key.modified_ns > _SETTLED_NS
 
-        def ended(task: asyncio.Task[bool]) -> None:
+        def ended(task: asyncio.Task[Sums | None]) -> None:
             del self._verifying[key]
-            if not task.cancelled() and task.exception() is None and task.result() and settled:
-                self._verified[key] = None
-                if len(self._verified) > _VERIFIED:
-                    self._verified.popitem(last=False)
+            if not task.cancelled() and task.exception() is None and settled:
+                sums = task.result()
+                if sums is not None:
+                    self._verified.keep(key, sums)
 
-        task = asyncio.get_running_loop().create_task(self._run(blob.verify, self._closing))
+        piece = piece_size(key.size, self.chunk_size)
+        task = asyncio.get_running_loop().create_task(self._run(blob.verify, self._closing, piece))
         self._verifying[key] = task
         task.add_done_callback(ended)
         return task
+
+
+def _read_piece(blob: StoredBlob, sums: Sums, number: int, length: int) -> bytes | None:
+    """A piece of the file; `None` if it is not what it was when the file was verified."""
+    data = blob.read(number * sums.piece, length)
+    return data if sums.fits(number, data) else None

@@ -4,7 +4,7 @@
     natsblob.lock              held for the moment in which a name of a blob appears, moves or goes
     blobs/ab/cd/abcd…          one file for each blob, named by its digest, with exactly its bytes
     staging/                   puts in flight, each locked by its writer
-    quarantine/                files that were not what their name says, kept for whoever investigates
+    quarantine/                a file for each blob that was found to be bad, until a put heals the blob
 
 Every path is relative to a descriptor of the directory that is opened once: another file system that
 is mounted there later is never mistaken for this one. Nothing here is async; callers bring threads.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,6 +45,8 @@ _FILE_MODE: Final = 0o640
 _DIRECTORY_MODE: Final = 0o750
 _NO_FILE: Final = {errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV}
 """What opening a link, a pipe without a reader, a socket, a directory or a device fails with."""
+_STAGED: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_NO_VOLUME: Final = "mount the disk that belongs there, or have a new volume made there by --create-disk"
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 
 _log = get_logger(__name__)
@@ -76,15 +79,20 @@ def translate(error: OSError) -> BlobError:
 class Volume:
     """An opened volume.
 
-    `chunk_size` is for a directory that becomes a volume now: a missing or an empty one. Given an
-    `identity`, a directory that is not that volume is refused instead, an empty one too.
-    `SetupError` where the directory cannot be used.
+    With `create`, a directory that is missing or empty becomes a volume with this `chunk_size`; without it
+    that is refused, since it may be where a disk is to be mounted. Given an `identity`, any other volume
+    is refused. `SetupError` if the directory cannot be used.
     """
 
-    def __init__(self, directory: Path, *, chunk_size: int, identity: UUID | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, chunk_size: int, create: bool = True, identity: UUID | None = None
+    ) -> None:
+        self._create = create and identity is None
         try:
-            if identity is None:
+            if self._create:
                 _make_directories(directory)
+            elif not directory.exists():
+                raise SetupError(f"there is no directory {directory}: {_NO_VOLUME}")
             self._root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 self.descriptor = self._open(directory, chunk_size, identity)
@@ -183,6 +191,11 @@ class Volume:
     def _rename(self, path: PurePosixPath, target: PurePosixPath) -> None:
         os.rename(path, target, src_dir_fd=self._root, dst_dir_fd=self._root)
 
+    def forget_bad(self, digest: Digest) -> None:
+        """Remove the bad file of a blob that is good again: this keeps the quarantine within bounds."""
+        with suppress(FileNotFoundError):
+            self.unlink(QUARANTINE / digest.hex)
+
     def make_directory(self, path: PurePosixPath) -> None:
         with suppress(FileExistsError):
             os.mkdir(path, _DIRECTORY_MODE, dir_fd=self._root)
@@ -234,6 +247,8 @@ class Volume:
                 f"{directory} is not empty and has no {DESCRIPTOR}: choose an empty directory, "
                 "or mount the volume that belongs there"
             )
+        if not self._create:
+            raise SetupError(f"{directory} is empty: {_NO_VOLUME}")
 
     def _initialise(self, chunk_size: int) -> None:
         descriptor = Descriptor(format=FORMAT, volume=uuid4(), chunk_size=chunk_size)
@@ -262,7 +277,7 @@ class Volume:
 
     def _collect(self) -> None:
         """Remove what writers that died have left in `staging`: the lock of a living one is held."""
-        for name in self.names(STAGING):
+        for name in filter(_STAGED.fullmatch, self.names(STAGING)):
             path = STAGING / name
             try:
                 staged = self._open_file(path, os.O_RDWR)
