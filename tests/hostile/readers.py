@@ -39,8 +39,7 @@ async function lane() {
   }
 }
 await Promise.all(Array.from({ length: 8 }, lane));
-console.log(JSON.stringify(read));
-process.exit(0);
+process.stdout.write(JSON.stringify(read), () => process.exit(0));
 """
 
 Problem = str

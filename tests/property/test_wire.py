@@ -51,9 +51,10 @@ json_values = st.recursive(
 @given(data=st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
 def test_a_request_is_understood_or_a_bad_request(kind: type[Any], data: bytes) -> None:
     try:
-        wire.encode(wire.decode(data, kind))
+        request = wire.decode(data, kind)
     except BadRequestError:
         return
+    assert wire.decode(wire.encode(request), kind) == request
 
 
 @given(st.binary(max_size=80) | st.text(max_size=70).map(lambda text: text.encode("utf-8", "surrogatepass")))
@@ -68,9 +69,10 @@ def test_a_body_is_a_digest_or_a_bad_request(data: bytes) -> None:
 def test_an_object_store_digest_is_read_or_a_bad_request(text: str) -> None:
     for candidate in (text, f"SHA-256={text}"):
         try:
-            Digest.from_adr20(candidate)
+            digest = Digest.from_adr20(candidate)
         except BadRequestError:
             continue
+        assert Digest.from_adr20(digest.adr20()) == digest
 
 
 @given(digests)
@@ -113,6 +115,11 @@ def test_an_error_reply_fits_a_header_and_keeps_its_details(text: str, details: 
 @example(body=b'{"error": {"x": ' + b"[" * 50_000 + b"}}", code="400")
 def test_whatever_an_error_reply_holds_it_becomes_an_error(body: bytes, code: str) -> None:
     assert isinstance(wire.decode_error(body, {wire.ERROR_CODE: code}), BlobError)
+
+
+@given(st.integers(0, 2**31))
+def test_a_chunk_index_is_what_its_digits_say(index: int) -> None:
+    assert wire.chunk_index({wire.CHUNK: str(index)}) == index
 
 
 @given(st.text())

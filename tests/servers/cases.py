@@ -26,6 +26,11 @@ class Case:
     reply: str = ""
     """A reply subject that means something to the server; else an inbox."""
 
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it is known to stop a stream on some version."""
+        return "expected-last-msg-id" in self.block.lower()
+
 
 def _header(name: str, **values: str) -> list[Case]:
     """The header alone, with each of these values by the names that the table has for them."""

@@ -258,6 +258,9 @@ async def test_a_put_cancelled_while_the_disk_hangs_is_cleaned_up_when_it_recove
         recovered.set()
     assert staged(tmp_path) == []
     assert not file_of(tmp_path).exists() or file_of(tmp_path).read_bytes() == DATA
+    with closing(DiskStore(tmp_path, chunk_size=CHUNK)) as store:
+        await put(store)
+        assert await read(store) == DATA
 
 
 # Rot
@@ -614,7 +617,11 @@ def test_a_volume_that_cannot_be_used_is_refused_at_once(
 
 def test_a_fresh_file_system_may_become_a_volume(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
-    DiskStore(tmp_path).close()
+    with closing(DiskStore(tmp_path)) as store:
+        volume = store.volume
+    with closing(DiskStore(tmp_path)) as again:
+        assert again.volume == volume
+    assert (tmp_path / "lost+found").is_dir()
 
 
 def test_another_directory_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
