@@ -24,12 +24,13 @@ from natsblob.objectstore.cache import EntryCache
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.requirements import largest_chunk, refuse_unfit
 from natsblob.service.discovery import Discovery
+from natsblob.service.forward import Forwarder
 from natsblob.service.handlers import Handlers
 from natsblob.service.limits import Limits
 from natsblob.service.relay import RelayUploads
 from natsblob.service.replies import Replies
 from natsblob.service.tap import MAX_TAPS, Taps
-from natsblob.service.uploads import DirectUploads, Uploads
+from natsblob.service.uploads import StagedUploads, Uploads
 from natsblob.service.worker import Worker
 from natsblob.store.base import Store
 from natsblob.store.disk import DiskStore
@@ -52,10 +53,8 @@ class Backend(NamedTuple):
     replicas: int
     window: int
     """Chunks in one window."""
-    taps: Taps | None
-    """Where clients can publish chunks into the store themselves."""
-    storage: Connection | None = None
-    """What the store needs to reach its bucket."""
+    storage: Connection | None
+    """To where chunks are staged, on a backend that can do that."""
 
 
 async def run_worker(settings: Settings, stop: asyncio.Event, *, ready: Ready) -> None:
@@ -105,7 +104,8 @@ async def worker(settings: Settings) -> AsyncIterator[Serving]:
         replies = Replies(front, metrics, settings.reply_prefixes)
         backend = await _backend(settings, front, stack, worker_id)
         commit_at = subjects.commit_at(worker_id)
-        uploads = await _uploads(settings, backend, front, replies, commit_at, stack)
+        at = At(commit_at, subjects.relay(worker_id))
+        uploads = await _uploads(settings, backend, front, replies, at, stack)
         caps = _caps(settings, backend, front)
         handlers = Handlers(backend.store, uploads, limits, caps, replies).by_subject(subjects)
         service = Worker(
@@ -130,6 +130,7 @@ async def worker(settings: Settings) -> AsyncIterator[Serving]:
                 "bucket": settings.bucket,
                 "backend": settings.backend,
                 "protocol": str(wire.PROTOCOL_VERSION),
+                wire.RELAYS: wire.STAGED,
             },
         )
         await stack.enter_async_context(
@@ -182,12 +183,17 @@ async def _bucket_backend(
     await stack.enter_async_context(
         Collector(objects, expiry=expiry, interval=settings.collect_interval).running()
     )
-    if not bucket.takes_chunks(stream.config):
-        log.warning("bucket.relayed", bucket=settings.bucket, advice="run `natsblob bucket adopt`")
-        return Backend(store, replicas, objects.window, None, storage)
-    watched = MAX_TAPS if settings.commit_check == "tap" else 0
-    taps = await stack.enter_async_context(Taps(storage, most=watched))
-    return Backend(store, replicas, objects.window, taps, storage)
+    if bucket.uploads(stream.config) == "relayed":
+        log.info("bucket.relayed", bucket=settings.bucket)
+    return Backend(store, replicas, objects.window, storage)
+
+
+class At(NamedTuple):
+    """The subjects of one worker alone."""
+
+    commit: str
+    relay: str
+    """Beneath which chunks come."""
 
 
 def _check_payload(connection: Connection) -> None:
@@ -201,34 +207,43 @@ def _check_payload(connection: Connection) -> None:
 
 
 async def _uploads(
-    settings: Settings,
-    backend: Backend,
-    front: Connection,
-    replies: Replies,
-    commit_at: str,
-    stack: AsyncExitStack,
+    settings: Settings, backend: Backend, front: Connection, replies: Replies, at: At, stack: AsyncExitStack
 ) -> Uploads:
     expiry = timedelta(seconds=settings.upload_expiry)
-    if backend.taps is not None and isinstance(backend.store, JetStreamStore):
-        return DirectUploads(
+    chunk_size = min(backend.store.chunk_size, front.max_payload - MESSAGE_RESERVE)
+    if backend.storage is None or not isinstance(backend.store, JetStreamStore):
+        relay = RelayUploads(
             backend.store,
-            backend.taps,
-            commit_subject=commit_at,
-            chunk_size=backend.store.chunk_size,
+            front,
+            replies,
+            chunk_subjects=at.relay,
+            commit_subject=at.commit,
+            chunk_size=chunk_size,
             window=backend.window,
             expiry=expiry,
         )
-    relay = RelayUploads(
-        backend.store,
+        return await stack.enter_async_context(relay)
+    watched = MAX_TAPS if settings.commit_check == "tap" else 0
+    taps = await stack.enter_async_context(Taps(backend.storage, most=watched))
+    forwarder = Forwarder(
         front,
+        backend.storage,
         replies,
-        chunk_subjects=wire.Subjects(settings.prefix).relayed(settings.bucket),
-        commit_subject=commit_at,
-        chunk_size=min(backend.store.chunk_size, front.max_payload - MESSAGE_RESERVE),
+        chunk_subject=backend.store.chunk_subject,
+        beneath=at.relay,
+        chunk_size=chunk_size,
+        window=backend.window,
+    )
+    await stack.enter_async_context(forwarder.taking())
+    return StagedUploads(
+        backend.store,
+        taps,
+        forwarder,
+        commit_subject=at.commit,
+        chunk_size=backend.store.chunk_size,
         window=backend.window,
         expiry=expiry,
     )
-    return await stack.enter_async_context(relay)
 
 
 def _caps(settings: Settings, backend: Backend, front: Connection) -> wire.Caps:
@@ -242,5 +257,5 @@ def _caps(settings: Settings, backend: Backend, front: Connection) -> wire.Caps:
         max_inline=front.max_payload - MESSAGE_RESERVE,
         max_blob=settings.max_blob,
         max_batch=wire.MAX_BATCH,
-        features=[*_FEATURES, *(["direct"] if backend.taps is not None else [])],
+        features=list(_FEATURES),
     )

@@ -44,6 +44,11 @@ MESSAGE_ID: Final = "Nats-Msg-Id"
 ERROR_CODE: Final = "Nats-Service-Error-Code"
 ERROR_TEXT: Final = "Nats-Service-Error"
 
+# In the metadata by which workers describe themselves on $SRV.
+RELAYS: Final = "relays"
+STAGED: Final = "staged"
+"""The worker stages what it relays, and knows buckets without a subject of their own for chunks."""
+
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 """A number of bytes or chunks: not negative, and exact in every JSON library."""
 
@@ -96,6 +101,10 @@ class Page(msgspec.Struct, frozen=True):
 class OpenRequest(msgspec.Struct, frozen=True):
     digest: Digest | None = None
     size: Count | None = None
+    relayed: bool = False
+    """Have a worker store the chunks, as for publishers that may not write into the stream."""
+    upload: str | None = None
+    """Go on with this upload, at whichever worker takes the request."""
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -109,6 +118,8 @@ class Opened(msgspec.Struct, frozen=True):
     window: int
     """Chunks that may be unanswered at a time."""
     expires: datetime
+    relayed: bool = False
+    """Whether a worker takes the chunks, and not the stream."""
 
 
 class StatusRequest(msgspec.Struct, frozen=True):
@@ -319,13 +330,10 @@ class Subjects:
         """Where the worker that opened an upload takes its commit."""
         return f"{self.commit}.{worker}"
 
-    def chunk(self, bucket: str, stage: str) -> str:
-        """Where the chunks of one upload are published."""
+    def relay(self, worker: str) -> str:
+        """Beneath which a worker takes the chunks that it stores itself."""
+        return f"{self.prefix}.relay.{worker}"
+
+    def old_ingest(self, bucket: str, stage: str) -> str:
+        """Where the first version published chunks, of which the bucket's stream took what it stores."""
         return f"{self.prefix}.chunk.{bucket}.{stage}"
-
-    def relayed(self, bucket: str) -> str:
-        """Beneath which chunks are published that a worker stores: not what the bucket's stream takes."""
-        return f"{self.prefix}.relay.{bucket}"
-
-    def chunk_wildcard(self, bucket: str) -> str:
-        return self.chunk(bucket, "*")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from secrets import token_hex
@@ -111,6 +111,7 @@ class Connection(AbstractAsyncContextManager["Connection"]):
         """Subjects that are being subscribed to, and what the server has against it."""
         self._renewals: dict[str, asyncio.Task[None]] = {}
         self._complaints = 0
+        self._publishing: dict[str, Callable[[NotAllowedError], None]] = {}
         self.epoch = 0
         self.trouble = ""
         """What the server or the client library complained about last."""
@@ -186,6 +187,15 @@ class Connection(AbstractAsyncContextManager["Connection"]):
             raise no_responders(subject)
         return message
 
+    @contextmanager
+    def refusals(self, subject: str, handler: Callable[[NotAllowedError], None]) -> Iterator[None]:
+        """Tells the handler while the context lasts that these credentials may not publish to `subject`."""
+        self._publishing[subject.lower()] = handler
+        try:
+            yield
+        finally:
+            del self._publishing[subject.lower()]
+
     def inbox(self, handler: Handler) -> Inbox:
         """A reply subject whose messages, and those beneath it, go to `handler` until it is left."""
         self._next_token += 1
@@ -257,6 +267,8 @@ class Connection(AbstractAsyncContextManager["Connection"]):
                 self._refused[subject] = error
             elif subject not in self._renewals and self._client.subscribes(subject):
                 self._renewals[subject] = asyncio.create_task(self._subscribe_again(subject))
+        elif (publishing := self._publishing.get(subject)) is not None:
+            publishing(error)
         for answer, asked in self._asking.items():
             if asked.lower() == subject and not answer.done():
                 answer.set_exception(error)

@@ -78,6 +78,7 @@ async def create(
     description: Annotated[str, Parameter(metavar="TEXT")] = "",
     cluster: Annotated[str | None, Parameter(metavar="NAME")] = None,
     tag: Annotated[tuple[str, ...], Parameter(metavar="NAME")] = (),
+    uploads: Literal["direct", "relayed"] = "direct",
     rollups: Annotated[bool, Parameter(negative=())] = False,
     common: Common = UNSET,
 ) -> None:
@@ -103,9 +104,12 @@ async def create(
         Only on servers of this cluster.
     tag
         Only on servers with this tag; may be given several times.
+    uploads
+        Who writes the chunks of large puts into the stream: publishers that are trusted with the whole
+        bucket, or workers only, through which they are relayed.
     rollups
-        Let other Object Store clients write here too. Whoever may put a blob can then also empty the
-        bucket, by a header.
+        Let other Object Store clients write here too. Whoever may write into the stream can then also
+        empty it, by a header; all uploads are relayed.
     """
     from natsblob.objectstore.bucket import BucketConfig
 
@@ -122,6 +126,7 @@ async def create(
             cluster=cluster,
             tags=tag,
             rollups=rollups,
+            uploads=uploads,
         )
         found = await one.create(config)
         if found.config.get("num_replicas") != replicas and not common.quiet:
@@ -140,33 +145,56 @@ def _limits(max_bytes: str, max_age: str) -> tuple[int, float]:
 
 
 @bucket.command(name="set", sort_key=3)
-async def set_(*, replicas: Replicas, common: Common = UNSET) -> None:
-    """Change how many servers hold the bucket.
+async def set_(
+    *,
+    replicas: Replicas | None = None,
+    uploads: Literal["direct", "relayed"] | None = None,
+    rollups: bool | None = None,
+    common: Common = UNSET,
+) -> None:
+    """Change how many servers hold the bucket, or who writes into it.
 
-    It may be in use meanwhile. Returns when all copies are current.
+    It may be in use meanwhile. Returns when all copies are current. Workers heed a change of uploads and
+    rollups within 30 seconds.
 
     Parameters
     ----------
     replicas
         Servers that hold a copy of everything: 1 to 5.
+    uploads
+        Who writes the chunks of large puts into the stream: publishers that are trusted with the whole
+        bucket, or workers only.
+    rollups
+        Whether other Object Store clients may write here too; then all uploads are relayed.
     """
+    if (replicas, uploads, rollups) == (None, None, None):
+        raise UsageError(
+            "say what to change: --replicas N, --uploads direct|relayed, --rollups, --no-rollups"
+        )
     async with _bucket(common) as one:
-        changed = await one.set_replicas(replicas)
-        patience = common.load().settings.timeout
-        if not common.quiet and not _settled(changed, replicas):
-            say("natsblob: waiting until all copies are current; the bucket stays in use")
-        try:
-            async with asyncio.timeout(patience):
-                while not _settled(changed, replicas):
-                    await asyncio.sleep(_LOOK_AGAIN)
-                    changed = await one.info()
-        except TimeoutError:
-            await _show(one, changed, common)
-            raise DeadlineError(
-                f"the bucket is changed to {replicas} replicas, and they are not all current after "
-                f"{format_duration(patience)}; the servers go on, and `natsblob bucket info` shows how far"
-            ) from None
+        changed = await one.change(replicas=replicas, uploads=uploads, rollups=rollups)
+        if replicas is not None:
+            changed = await _all_current(one, replicas, changed, common)
         await _show(one, changed, common)
+
+
+async def _all_current(one: Bucket, replicas: int, changed: StreamInfo, common: Common) -> StreamInfo:
+    """Wait until the bucket has so many copies, and all are current."""
+    patience = common.load().settings.timeout
+    if not common.quiet and not _settled(changed, replicas):
+        say("natsblob: waiting until all copies are current; the bucket stays in use")
+    try:
+        async with asyncio.timeout(patience):
+            while not _settled(changed, replicas):
+                await asyncio.sleep(_LOOK_AGAIN)
+                changed = await one.info()
+    except TimeoutError:
+        await _show(one, changed, common)
+        raise DeadlineError(
+            f"the bucket is changed to {replicas} replicas, and they are not all current after "
+            f"{format_duration(patience)}; the servers go on, and `natsblob bucket info` shows how far"
+        ) from None
+    return changed
 
 
 def _settled(info: StreamInfo, replicas: int) -> bool:
@@ -178,22 +206,35 @@ def _settled(info: StreamInfo, replicas: int) -> bool:
 
 
 @bucket.command(sort_key=4)
-async def adopt(*, common: Common = UNSET) -> Exit:
+async def adopt(*, force: Annotated[bool, Parameter(negative=())] = False, common: Common = UNSET) -> Exit:
     """Serve by digest what other clients stored by name.
 
     Every such object is read and checked, and gets a link from its digest to it; the object itself stays
     as it is. One whose chunks cannot be read singly, because they have different lengths for example, is
-    copied into a blob. The bucket is prepared for large puts on the way. It may be interrupted and
-    repeated, and run while the bucket is in use. Exit code 4 if an object could not be read, or has bytes
-    that are not what it claims; 1 if one was refused. All others are served then, too.
+    copied into a blob. It may be interrupted and repeated, and run while the bucket is in use. Exit code 4
+    if an object could not be read, or has bytes that are not what it claims; 1 if one was refused. All
+    others are served then, too.
+
+    A bucket of the first version takes chunks on a subject beneath the prefix of its service; that ends
+    here. While workers of that version are about, they are named and the subject is left to them: adopt
+    again when they are gone.
+
+    Parameters
+    ----------
+    force
+        Take the old subject away in any case. Uploads through older workers fail then; nothing that
+        was acknowledged is lost.
     """
     from natsblob.maintenance.adopt import adopt as adopting
+    from natsblob.maintenance.move import move
     from natsblob.objectstore.objects import Objects
 
     out = Stdout()
     outcomes: Counter[str] = Counter()
     async with _bucket(common) as one:
-        total = (await one.info()).state.bytes
+        older = await move(one, force=force)
+        found = await one.info()
+        mode, total = one.uploads(found.config), found.state.bytes
         with progress(f"adopt {one.name}", wanted=not common.quiet) as report:
             read = 0
 
@@ -213,7 +254,12 @@ async def adopt(*, common: Common = UNSET) -> Exit:
             await out.flush()
     if not common.quiet:
         counted = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
-        say(f"{counted or 'nothing to adopt'}; the bucket takes chunks from clients")
+        say(f"{counted or 'nothing to adopt'}; uploads are {mode}")
+    if older and not force:
+        say(
+            f"workers of an older version serve the bucket ({', '.join(older)}), so that it still takes "
+            "chunks on their subject, which nothing else needs: stop them, and adopt again"
+        )
     for outcome, advice in _LEFT_ALONE.items():
         if outcomes[outcome]:
             say(advice)
@@ -257,7 +303,8 @@ def _fields(one: Bucket, info: StreamInfo) -> dict[str, object]:
             follower.name: "offline" if follower.offline else "current" if follower.current else "behind"
             for follower in (cluster.replicas if cluster else [])
         },
-        "takes_chunks": one.takes_chunks(config),
+        "uploads": one.uploads(config),
+        "rollups": bool(config.get("allow_rollup_hdrs", False)),
         "sealed": bool(config.get("sealed", False)),
     }
 

@@ -41,6 +41,8 @@ class Service:
         self.timeout = timeout
         self.windows = Slots(WINDOWS_AT_ONCE)
         self.uploads = Slots(UPLOADS_AT_ONCE)
+        self.is_relayed = False
+        """Whether this client may not publish chunks into the stream, as it has found out."""
         self._caps: Caps | None = None
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable
+from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Final
 
@@ -16,6 +16,7 @@ from natsblob.chunking import MESSAGE_RESERVE, Block, rechunk
 from natsblob.client.progress import Gauge
 from natsblob.client.service import Service, decoded, has_field
 from natsblob.client.sources import Source
+from natsblob.client.way import Way
 from natsblob.digest import Digest
 from natsblob.errors import (
     BlobError,
@@ -38,8 +39,6 @@ READ_BACK_RATE: Final = 64 * 1024 * 1024
 """Bytes per second that a worker is trusted to read back at least."""
 ABORT_TIMEOUT: Final = 4.0
 _LAST_ANSWERS: Final = 1.5
-_DIRECT: Final = "direct"
-"""The feature of a service whose uploads lie in the stream, and not in one worker."""
 
 
 class Upload:
@@ -61,7 +60,6 @@ class Upload:
         self._gauge = gauge
         self._expected = expected
         self._patience = patience
-        self._relayed = _DIRECT not in caps.features
         self._max_inline = min(caps.max_inline, service.connection.max_payload - MESSAGE_RESERVE)
 
     async def run(self) -> Info:
@@ -105,55 +103,45 @@ class Upload:
         opened = await self._open()
         if isinstance(opened, Info):
             return opened
-        stage = opened.chunk_subject.rpartition(".")[2]
+        way = Way(self._service, self._caps, opened)
         window = PublishWindow(
             self._service.connection,
             opened.chunk_subject,
-            message_id=stage,
+            message_id=way.place.message_id,
             window=opened.window,
             patience=self._patience,
-            final=(NoRespondersError,) if self._relayed else (),
+            elsewhere=way.elsewhere,
         )
         with window:
             try:
-                request = await self._stage(window, opened, blocks)
-                return await self._commit(opened, request)
+                request = await self._stage(window, way, blocks)
+                return await self._commit(way.opened, request)
             except BaseException:
-                await shielded(self._abort(window, opened), ABORT_TIMEOUT)
+                await shielded(self._abort(window, way), ABORT_TIMEOUT)
                 raise
 
     async def _open(self) -> Opened | Info:
-        request = OpenRequest(self._expected, self._source.size)
+        request = OpenRequest(self._expected, self._source.size, relayed=self._service.is_relayed)
         subject = self._service.subjects.open
         reply = await self._service.call(subject, wire.encode(request), timeout=self._patience)
         return decoded(reply, Opened) if has_field(reply, "upload") else decoded(reply, Info)
 
-    async def _stage(
-        self, window: PublishWindow, opened: Opened, blocks: AsyncIterable[Block]
-    ) -> CommitRequest:
+    async def _stage(self, window: PublishWindow, way: Way, blocks: AsyncIterable[Block]) -> CommitRequest:
         """Stage all chunks. They are stored on return, and the request to commit them is answered."""
         hasher = ConcurrentHasher()
+        chunk_size = way.opened.chunk_size
         size = 0
-        async for chunk in rechunk(blocks, opened.chunk_size):
+        async for chunk in rechunk(blocks, chunk_size):
             size += len(chunk)
             if size > self._caps.max_blob:
                 raise TooLargeError(f"a blob has at most {self._caps.max_blob} bytes here")
             await hasher.update(chunk)
-            await self._accepted(window.send(chunk))
+            await window.send(chunk)
             self._service.uploads.hear(self)
-            self._gauge.at(window.answered * opened.chunk_size)
+            self._gauge.at(window.answered * chunk_size)
         digest = self._checked(await hasher.digest())
-        await self._accepted(window.finish())
-        return CommitRequest(opened.upload, size, window.sent, digest, wire.marks_of(window.seqs))
-
-    async def _accepted(self, step: Awaitable[None]) -> None:
-        """Take a step of the upload; a relayed one is lost with the worker that it went to."""
-        try:
-            await step
-        except NoRespondersError as error:
-            if not self._relayed:
-                raise
-            raise UploadExpiredError("the worker that took this upload is gone; begin again") from error
+        await window.finish()
+        return CommitRequest(way.opened.upload, size, window.sent, digest, wire.marks_of(window.seqs))
 
     def _checked(self, digest: Digest) -> Digest:
         if self._expected is not None and digest != self._expected:
@@ -176,12 +164,12 @@ class Upload:
 
         return decoded(await retrying(attempt, patience=self._patience + 2 * allowed), Info)
 
-    async def _abort(self, window: PublishWindow, opened: Opened) -> None:
+    async def _abort(self, window: PublishWindow, way: Way) -> None:
         """Have the staged chunks dropped; first those on their way arrive, or they would stay behind."""
         with suppress(BlobError, TimeoutError):
             async with asyncio.timeout(_LAST_ANSWERS):
                 await window.finish()
-        body = wire.encode(AbortRequest(opened.upload))
+        body = wire.encode(AbortRequest(way.opened.upload))
         with suppress(UploadExpiredError):
             await self._service.call(
                 self._service.subjects.abort, body, timeout=ABORT_TIMEOUT - _LAST_ANSWERS

@@ -17,10 +17,9 @@ from natsblob.broker.message import MALFORMED
 from natsblob.broker.translate import LostRaceError
 from natsblob.chunking import MESSAGE_RESERVE
 from natsblob.digest import Digest
-from natsblob.errors import BlobNotFoundError, ConflictError, InsufficientStorageError
+from natsblob.errors import BlobNotFoundError, InsufficientStorageError
 from natsblob.hashing import ConcurrentHasher
 from natsblob.objectstore.adopted import MAX_SUMS, sum_bytes
-from natsblob.objectstore.bucket import Bucket
 from natsblob.objectstore.info import Entry, claim_of, digest_of
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.requirements import refuse_unfit
@@ -66,12 +65,12 @@ class _Seen:
 
 
 async def adopt(objects: Objects, on_bytes: OnBytes | None = None) -> AsyncGenerator[Adoption, None]:
-    """Prepare the bucket, and give every object of another client a digest; yields what became of each.
+    """Give every object of another client a digest; yields what became of each.
 
     Blobs, links and delete markers are passed over. It may be interrupted and repeated, and run while the
-    bucket is in use. `ConflictError` if the bucket takes chunks for a service with another prefix.
+    bucket is in use. `SetupError` if the bucket cannot be served.
     """
-    await _prepare(objects.bucket)
+    refuse_unfit(objects.bucket.layout, (await objects.bucket.info()).config)
     adopter = _Adopter(objects, on_bytes)
     async for subject, entry in objects.all():
         if not entry.is_readable:
@@ -79,20 +78,6 @@ async def adopt(objects: Objects, on_bytes: OnBytes | None = None) -> AsyncGener
             yield Adoption(name, "unreadable", 0, None, "its metadata cannot be read")
         elif entry.is_content and entry.info.marks is None:
             yield await adopter.adopt(subject, entry)
-
-
-async def _prepare(bucket: Bucket) -> None:
-    """Let the bucket take chunks, unless that would take it from a service with another prefix."""
-    config = (await bucket.info()).config
-    refuse_unfit(bucket.layout, {**config, "allow_direct": True})
-    if config.get("sealed"):
-        raise ConflictError("the bucket is sealed: what is in it stays as it is, and nothing can be adopted")
-    source = (config.get("subject_transform") or {}).get("src")
-    if source and not bucket.takes_chunks(config):
-        raise ConflictError(
-            f"the bucket takes chunks on {source}: name the prefix of its service with --prefix"
-        )
-    await bucket.set_ingest()
 
 
 class _Adopter:

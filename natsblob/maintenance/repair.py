@@ -113,7 +113,7 @@ class Repairer:
         async with self._in_time(f"{node} was not stopped"):
             while (await self._group(source)).get(node):  # noqa: ASYNC110 - an operator decides
                 await asyncio.sleep(_LOOK_AGAIN)
-        await self._bucket.set_replicas(replicas - 1)
+        await self._bucket.change(replicas=replicas - 1)
         await self._settle(replicas - 1)
         if (await self._group(source)).keys() != stay:
             raise UnavailableError(f"another copy than that of {node} has left; {source} has every blob")
@@ -125,7 +125,7 @@ class Repairer:
         while (group := await self._group(source)).keys() & set(damaged):
             fewer = len(group) - 1
             self._say(f"{fewer} of {len(group)} copies stay")
-            await self._bucket.set_replicas(fewer)
+            await self._bucket.change(replicas=fewer)
             await self._settle(fewer)
 
     async def _grow(self, replicas: int) -> None:
@@ -133,7 +133,7 @@ class Repairer:
         async with self._in_time("there is no server for another copy"):
             while True:
                 try:
-                    await self._bucket.set_replicas(replicas)
+                    await self._bucket.change(replicas=replicas)
                     break
                 except (SetupError, InsufficientStorageError):
                     await asyncio.sleep(_PROVE_AGAIN)

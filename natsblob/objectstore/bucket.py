@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 from natsblob.broker.jetstream import Config, JetStream, StreamInfo
 from natsblob.broker.translate import StreamMissingError
@@ -20,6 +20,13 @@ OLDEST_SERVER: Final = (2, 11, 0)
 _NANOSECONDS: Final = 1_000_000_000
 _REMEMBERED: Final = 30.0
 """Seconds for which the configuration is taken to be what it was."""
+
+UploadMode: TypeAlias = Literal["direct", "relayed"]
+"""Who writes the chunks of large puts into the stream: publishers themselves, or workers only (ADR 0015)."""
+UPLOADS_KEY: Final = "natsblob.uploads"
+"""In the metadata of the stream: its `UploadMode`."""
+_SERVER_KEYS: Final = "_nats."
+"""Begins the metadata that servers add to a stream, and make anew on each change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +45,10 @@ class BucketConfig:
     rollups: bool = False
     """Whether a header of a message may replace others, as other Object Store clients need it to write.
 
-    Whoever may publish chunks can then empty the whole bucket by one header (ADR 0008).
+    Whoever may publish into the stream can then empty the whole bucket by one header (ADR 0008), so that
+    uploads are relayed, whatever `uploads` says.
     """
+    uploads: UploadMode = "direct"
 
 
 class Bucket:
@@ -49,7 +58,7 @@ class Bucket:
         self.jetstream = jetstream
         self.name = check_bucket_name(name)
         self.layout = Layout(name)
-        self._subjects = Subjects(prefix)
+        self._old_ingest = Subjects(prefix).old_ingest(name, "*")
         self._config: Config = {}
         self._known_until = 0.0
 
@@ -88,23 +97,86 @@ class Bucket:
         except ConflictError:  # somebody else created it meanwhile
             return await self.info()
 
-    async def set_replicas(self, replicas: int) -> StreamInfo:
-        """Change how many servers hold the bucket, while it is in use."""
-        config = (await self.info()).config
-        return await self._explained({**config, "num_replicas": replicas}, create=False)
+    async def change(
+        self,
+        *,
+        replicas: int | None = None,
+        uploads: UploadMode | None = None,
+        rollups: bool | None = None,
+    ) -> StreamInfo:
+        """Change what is not `None`, while the bucket is in use.
 
-    async def set_ingest(self) -> StreamInfo:
-        """Let the bucket take chunks from publishers, as a bucket that another client made does not."""
+        `ConflictError` where direct uploads are asked for and the bucket allows rollups.
+        """
+        config = dict((await self.info()).config)
+        if replicas is not None:
+            config["num_replicas"] = replicas
+        if rollups is not None:
+            config["allow_rollup_hdrs"] = rollups
+        if uploads is not None:
+            if uploads == "direct" and config.get("allow_rollup_hdrs"):
+                raise ConflictError(
+                    "the bucket allows rollups, by which a publisher of chunks could empty it, so that all "
+                    "uploads are relayed; nothing was changed. Forbid rollups as well: --no-rollups"
+                )
+            config["metadata"] = _with_mode(config, uploads)
+        return await self._explained(config, create=False)
+
+    async def prepare(self, *, keep_old: bool) -> StreamInfo:
+        """Have the bucket say who uploads, answer direct reads, and take nothing on the old ingest subject.
+
+        `keep_old` leaves that subject for workers that know no other. What is stored stays as it is.
+        """
         info = await self.info()
-        wanted = {**info.config, "allow_direct": True, **self._ingest(info.config)}
+        wanted = {**info.config, "allow_direct": True}
+        if self._mode_key(info.config) is None:
+            takes = self.old_ingest(info.config) is not None or not info.config.get("allow_rollup_hdrs")
+            wanted["metadata"] = _with_mode(info.config, "direct" if takes else "relayed")
+        if not keep_old and (old := self.old_ingest(info.config)) is not None:
+            wanted["subjects"] = [subject for subject in info.config["subjects"] if subject != old]
+            wanted["subject_transform"] = None
         return info if wanted == info.config else await self.jetstream.update(wanted)
 
-    def takes_chunks(self, config: Config) -> bool:
-        """Whether chunks that are published on the ingest subject land in this bucket."""
-        return bool(self._ingest(config)["subject_transform"] == config.get("subject_transform"))
+    def uploads(self, config: Config) -> UploadMode:
+        """Who writes chunks into a stream with this configuration."""
+        if config.get("allow_rollup_hdrs"):
+            return "relayed"
+        key = self._mode_key(config)
+        if key is None:  # made by another client, or by the first version of natsblob
+            return "relayed" if self.old_ingest(config) is None else "direct"
+        return "direct" if key == "direct" else "relayed"
+
+    def old_ingest(self, config: Config) -> str | None:
+        """The subject, beside those of the bucket, on which the first version of natsblob took chunks."""
+        transform = config.get("subject_transform") or {}
+        if transform.get("dest") != self.layout.chunks("{{wildcard(1)}}"):
+            return None
+        return str(transform.get("src", ""))
+
+    async def direct_subject(self, stage: str, *, anew: bool = False) -> str | None:
+        """Where publishers put the chunks of an upload themselves; `None` where workers do that.
+
+        The configuration is read `anew`, or may be up to `_REMEMBERED` seconds old. A bucket that is not
+        adopted yet may be so any moment, and is always looked at.
+        """
+        if anew or self._is_old(self._config):
+            self._known_until = 0.0
+        config = await self._known()
+        if self.uploads(config) == "relayed":
+            return None
+        if self._is_old(config) and self.old_ingest(config) == self._old_ingest:
+            return f"{self._old_ingest.removesuffix('*')}{stage}"
+        return self.chunk_subject(stage)
 
     def chunk_subject(self, stage: str) -> str:
-        return self._subjects.chunk(self.name, stage)
+        """Where the chunks of an upload lie, and where they are published."""
+        return self.layout.chunks(stage)
+
+    def _is_old(self, config: Config) -> bool:
+        return self._mode_key(config) is None and self.old_ingest(config) is not None
+
+    def _mode_key(self, config: Config) -> str | None:
+        return (config.get("metadata") or {}).get(UPLOADS_KEY)
 
     def _check_server(self) -> None:
         version = self.jetstream.connection.server_version
@@ -112,19 +184,12 @@ class Bucket:
             found, oldest = (".".join(map(str, v)) for v in (version, OLDEST_SERVER))
             raise SetupError(f"nats-server {found} is too old: natsblob needs {oldest} or newer")
 
-    def _ingest(self, config: Config) -> Config:
-        wildcard = self._subjects.chunk_wildcard(self.name)
-        subjects = list(config.get("subjects", []))
-        return {
-            "subjects": subjects if wildcard in subjects else [*subjects, wildcard],
-            "subject_transform": {"src": wildcard, "dest": self.layout.chunks("{{wildcard(1)}}")},
-        }
-
     def _stream_config(self, config: BucketConfig) -> Config:
-        subjects = {"subjects": [self.layout.all_chunks, self.layout.all_meta]}
         placement = {"cluster": config.cluster or "", "tags": list(config.tags)}
         return {
             "name": self.layout.stream,
+            "subjects": [self.layout.all_chunks, self.layout.all_meta],
+            "metadata": {UPLOADS_KEY: "relayed" if config.rollups else config.uploads},
             "description": config.description,
             "retention": "limits",
             "discard": "new",
@@ -140,7 +205,6 @@ class Bucket:
             "allow_rollup_hdrs": config.rollups,
             "duplicate_window": int(min(120, config.max_age or 120) * _NANOSECONDS),
             **({"placement": placement} if config.cluster or config.tags else {}),
-            **self._ingest(subjects),
         }
 
     async def _explained(self, config: Config, *, create: bool) -> StreamInfo:
@@ -148,3 +212,10 @@ class Bucket:
             return await (self.jetstream.create(config) if create else self.jetstream.update(config))
         except BlobError as error:
             raise explained(error, config) from error
+
+
+def _with_mode(config: Config, uploads: UploadMode) -> dict[str, str]:
+    """The metadata of a stream with this mode in it, and without what servers add themselves."""
+    metadata: dict[str, str] = config.get("metadata") or {}
+    kept = {key: value for key, value in metadata.items() if not key.startswith(_SERVER_KEYS)}
+    return {**kept, UPLOADS_KEY: uploads}

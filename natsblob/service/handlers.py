@@ -135,12 +135,14 @@ class Handlers:
         digest = request.noted.digest = wire.decode_digest(request.data)
         return _json(await self._store.delete(digest))
 
-    async def caps(self, _: Request) -> Answer:
+    async def caps(self, request: Request) -> Answer:
+        direct = not _is_foreign(request) and await self._uploads.takes_direct()
         now = structs.replace(
             self._caps,
             chunk_size=self._store.chunk_size,
             max_inline=self._max_inline,
             max_batch=min(self._caps.max_batch, fitting.batch(self._replies.room)),
+            features=[*self._caps.features, *(["direct"] if direct else [])],
         )
         return _json(now)
 
@@ -149,9 +151,14 @@ class Handlers:
         request.noted.digest, request.noted.size = wanted.digest, wanted.size
         if wanted.size is not None and wanted.size > self._caps.max_blob:
             raise TooLargeError("the blob is larger than this service takes", limit=self._caps.max_blob)
-        if wanted.digest is not None and (info := await self._store.held(wanted.digest)) is not None:
+        if (
+            wanted.upload is None
+            and wanted.digest is not None
+            and (info := await self._store.held(wanted.digest)) is not None
+        ):
             return _json(info)
-        return _json(await self._uploads.open())
+        relayed = wanted.relayed or _is_foreign(request)
+        return _json(await self._uploads.open(wanted.upload, relayed=relayed))
 
     async def status(self, request: Request) -> Answer:
         wanted = wire.decode(request.data, wire.StatusRequest)
@@ -212,7 +219,7 @@ class Handlers:
         if (
             isinstance(self._store, Delegating)
             and not wanted.verify
-            and not request.reply.startswith(_FOREIGN_ACCOUNT)
+            and not _is_foreign(request)
             and await self._store.delegate(wanted.digest, wanted.first, wanted.count, request.reply)
         ):
             return None
@@ -248,6 +255,11 @@ class Handlers:
 def _asker(request: Request) -> Asker:
     """Whom staged chunks are read for. A client's inbox stays the same but for its last token."""
     return Asker(request.reply.rpartition(".")[0], request.allow)
+
+
+def _is_foreign(request: Request) -> bool:
+    """Whether it came through a service import: its account may write nowhere but to the service."""
+    return request.reply.startswith(_FOREIGN_ACCOUNT)
 
 
 def _get_request(data: bytes) -> GetRequest:

@@ -42,7 +42,9 @@ from natsblob.wire import CommitRequest, Info, Opened, UploadStatus
 log = get_logger("natsblob")
 
 MAX_UPLOADS: Final = 64
-"""Relayed uploads open at a time in one worker; one more is answered with `busy`."""
+"""Relayed uploads open at a time in one worker; one more takes the place of an idle one, or is `busy`."""
+IDLE: Final = 5.0
+"""Seconds without a chunk after which an upload may be dropped to make room for another."""
 MAX_HELD: Final = 64 * 1024 * 1024
 """Bytes of chunks that may wait to be stored in one worker."""
 REMEMBERED: Final = 1024
@@ -64,6 +66,8 @@ class Relay:
         self._size = 0
         self._request: CommitRequest | None = None
         self._changed = asyncio.Event()
+        self.heard_at = asyncio.get_running_loop().time()
+        """When the last chunk came."""
 
     @property
     def indexes(self) -> list[int]:
@@ -74,6 +78,7 @@ class Relay:
         """A chunk, in whatever order and however often it is published."""
         if not self._replies.allows(message.reply):
             return
+        self.heard_at = asyncio.get_running_loop().time()
         index = wire.chunk_index(message.headers)
         if index is None or index >= self._stored + self._window or not self._is_chunk(message):
             text = "a chunk outside the window, or of the wrong size, or not what its headers say"
@@ -185,9 +190,14 @@ class RelayUploads:
         self._open: dict[str, tuple[Relay, asyncio.Task[Info]]] = {}
         self._done: OrderedDict[str, Info | BlobError] = OrderedDict()
 
-    async def open(self) -> Opened:
-        if len(self._open) >= MAX_UPLOADS:
-            raise BusyError("too many uploads are open at this worker", retry_after_ms=RETRY_AFTER_MS)
+    async def takes_direct(self) -> bool:
+        return False
+
+    async def open(self, upload: str | None = None, *, relayed: bool = False) -> Opened:  # noqa: ARG002
+        if upload is not None:
+            self._find(stage_of(upload))
+            return self._opened(upload)
+        await self._make_room()
         upload = new_upload()
         stage = stage_of(upload)
         subject = f"{self._chunk_subjects}.{stage}"
@@ -200,13 +210,26 @@ class RelayUploads:
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             await task
+        return self._opened(upload)
+
+    async def _make_room(self) -> None:
+        """Drop the upload that has been idle for longest, where too many are open."""
+        if len(self._open) < MAX_UPLOADS:
+            return
+        relay, task = min(self._open.values(), key=lambda entry: entry[0].heard_at)
+        if asyncio.get_running_loop().time() - relay.heard_at < IDLE:
+            raise BusyError("too many uploads are open at this worker", retry_after_ms=RETRY_AFTER_MS)
+        await _cancelled(task)
+
+    def _opened(self, upload: str) -> Opened:
         return Opened(
             upload=upload,
-            chunk_subject=subject,
+            chunk_subject=f"{self._chunk_subjects}.{stage_of(upload)}",
             commit_subject=self._commit_subject,
             chunk_size=self._chunk_size,
             window=self._window,
             expires=datetime.now(UTC) + self._expiry,
+            relayed=True,
         )
 
     async def status(self, upload: str) -> UploadStatus:

@@ -13,8 +13,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from natsblob import wire
-from natsblob.chunking import Seen
 from natsblob.errors import UploadExpiredError
+from natsblob.service.forward import Forwarder
 from natsblob.service.tap import Taps
 from natsblob.store.base import Staging
 from natsblob.wire import CommitRequest, Info, Opened, UploadStatus
@@ -23,7 +23,16 @@ from natsblob.wire import CommitRequest, Info, Opened, UploadStatus
 class Uploads(Protocol):
     """What a worker does for the uploads of its clients."""
 
-    async def open(self) -> Opened: ...
+    async def takes_direct(self) -> bool:
+        """Whether publishers may put the chunks of an upload past this worker."""
+        ...
+
+    async def open(self, upload: str | None = None, *, relayed: bool = False) -> Opened:
+        """Begin an upload, or go on with one; with `relayed` the chunks come to this worker in any case.
+
+        `UploadExpiredError` where an upload is named that this worker cannot go on with.
+        """
+        ...
 
     async def status(self, upload: str) -> UploadStatus:
         """Which chunks are stored; `UploadExpiredError` where the upload is not known."""
@@ -61,17 +70,18 @@ def ranges(indexes: list[int]) -> list[tuple[int, int]]:
     return found
 
 
-class DirectUploads:
-    """Uploads whose chunks clients publish into the store themselves, past this worker.
+class StagedUploads:
+    """Uploads whose chunks are staged in the store: by their publishers directly, or by workers.
 
-    The worker that opened an upload watches its chunks pass, where it can, and so knows their digest
-    when it is asked to commit. Another worker, or this one where it missed something, reads them back.
+    A worker that published the chunks itself, or watched them pass, knows their digest when it is asked to
+    commit. Another worker, or this one where it missed something, reads them back.
     """
 
     def __init__(
         self,
         store: Staging,
         taps: Taps,
+        forwarder: Forwarder,
         *,
         commit_subject: str,
         chunk_size: int,
@@ -81,37 +91,55 @@ class DirectUploads:
     ) -> None:
         self._store = store
         self._taps = taps
+        self._forwarder = forwarder
         self._commit_subject = commit_subject
         self._chunk_size = chunk_size
         self._window = window
         self._expiry = expiry
         self._now = now
 
-    async def open(self) -> Opened:
-        upload = new_upload()
+    async def takes_direct(self) -> bool:
+        return await self._store.direct_subject(stage_of(new_upload())) is not None
+
+    async def open(self, upload: str | None = None, *, relayed: bool = False) -> Opened:
+        is_new = upload is None
+        upload = upload or new_upload()
         stage = stage_of(upload)
-        subject = self._store.chunk_subject(stage)
-        await self._taps.watch(stage, subject)
-        return Opened(
-            upload=upload,
-            chunk_subject=subject,
-            commit_subject=self._commit_subject,
-            chunk_size=self._chunk_size,
-            window=self._window,
-            expires=self._now() + self._expiry,
-        )
+        subject = None if relayed else await self._store.direct_subject(stage, anew=not is_new)
+        if subject is None:
+            relay, window = self._forwarder.begin(stage, is_whole=is_new)
+            return self._opened(upload, relay, self._forwarder.chunk_size, window, relayed=True)
+        if is_new:
+            await self._taps.watch(stage, subject)
+        return self._opened(upload, subject, self._chunk_size, self._window, relayed=False)
 
     async def status(self, upload: str) -> UploadStatus:
         return UploadStatus(upload, ranges(await self._store.staged(stage_of(upload))))
 
     async def commit(self, request: CommitRequest) -> Info:
         stage = stage_of(request.upload)
-        seen: Seen | None = await self._taps.seen(stage, request.chunks)
+        seen = await self._forwarder.seen(stage, request.chunks)
+        seen = seen or await self._taps.seen(stage, request.chunks)
         info = await self._store.commit(stage, request, seen)
-        await self._taps.forget(stage)
+        await self._forget(stage)
         return info
 
     async def abort(self, upload: str) -> None:
         stage = stage_of(upload)
-        await self._taps.forget(stage)
+        await self._forget(stage)
         await self._store.abort(stage)
+
+    async def _forget(self, stage: str) -> None:
+        self._forwarder.forget(stage)
+        await self._taps.forget(stage)
+
+    def _opened(self, upload: str, subject: str, chunk_size: int, window: int, *, relayed: bool) -> Opened:
+        return Opened(
+            upload=upload,
+            chunk_subject=subject,
+            commit_subject=self._commit_subject,
+            chunk_size=chunk_size,
+            window=window,
+            expires=self._now() + self._expiry,
+            relayed=relayed,
+        )

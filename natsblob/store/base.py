@@ -101,7 +101,14 @@ class Staging(Protocol):
     """A store that takes chunks from publishers directly, before they belong to a blob."""
 
     def chunk_subject(self, stage: str) -> str:
-        """Where the chunks of the upload with this stage are published."""
+        """Where the chunks of the upload with this stage lie."""
+        ...
+
+    async def direct_subject(self, stage: str, *, anew: bool = False) -> str | None:
+        """Where publishers put these chunks themselves; `None` where only workers may.
+
+        What is known of that may be some seconds old; with `anew` it is not.
+        """
         ...
 
     async def staged(self, stage: str) -> list[int]:

@@ -146,6 +146,9 @@ class JetStreamStore:
     def chunk_subject(self, stage: str) -> str:
         return self._objects.bucket.chunk_subject(stage)
 
+    async def direct_subject(self, stage: str, *, anew: bool = False) -> str | None:
+        return await self._objects.bucket.direct_subject(stage, anew=anew)
+
     async def staged(self, stage: str) -> list[int]:
         return await self._staging.stored(stage)
 

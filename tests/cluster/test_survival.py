@@ -216,7 +216,7 @@ async def test_replicas_change_under_load_and_nothing_is_lost(cluster: EmbeddedC
         bucket = Bucket(JetStream(connection), "scaled", "scaled")
         lanes = [asyncio.ensure_future(busy(blobs, lane, stop)) for lane in range(4)]
         for replicas in (3, 1):
-            await bucket.set_replicas(replicas)
+            await bucket.change(replicas=replicas)
             await until_replicated(bucket, replicas)
         stop.set()
         kept = [digest for digests in await asyncio.gather(*lanes) for digest in digests]

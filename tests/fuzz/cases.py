@@ -85,7 +85,7 @@ class Cases:
         random = self._random
         lines = random.sample(CHUNK_HEADERS, random.randrange(4))
         block = b"NATS/1.0\r\n" + b"".join(line + b"\r\n" for line in lines) + b"\r\n" if lines else b""
-        subject = f"{self._prefix}.chunk.{self._bucket}.{random.choice(self._stages)}"
+        subject = f"$O.{self._bucket}.C.{random.choice(self._stages)}"
         token = f"{self._name}.{self._count}"
         sent = published(subject, f"_INBOX.{token}".encode(), random.randbytes(random.randrange(40)), block)
         return Case("chunk", sent, token, None)
@@ -112,7 +112,7 @@ class Cases:
             f"$JS.API.STREAM.MSG.DELETE.{stream}".encode(),
             f"$O.{self._bucket}.M.x".encode(),
             f"{self._prefix}.delete".encode(),
-            f"{self._prefix}.chunk.{self._bucket}.x".encode(),
+            f"$O.{self._bucket}.C.x".encode(),
             b"$SYS.REQ.SERVER.PING",
             b"_INBOX",
             b"_INBOX.",

@@ -93,7 +93,7 @@ def test_a_bucket_is_created_as_it_is_asked_for(natsblob: Cli) -> None:
     assert created == record(natsblob, "bucket", "info")
     assert (created["max_bytes"], created["max_age"]) == (2**30, 30 * 86_400)
     assert (created["compression"], created["description"]) == (True, "for tests")
-    assert created["takes_chunks"]
+    assert (created["uploads"], created["rollups"]) == ("direct", False)
 
 
 def test_a_bucket_that_is_there_is_left_as_it_is(natsblob: Cli) -> None:
@@ -183,11 +183,6 @@ async def test_an_object_that_replaced_an_adopted_one_is_adopted_in_its_turn(
     with serving(natsblob):
         ran = await asyncio.to_thread(natsblob.good, "get", sha256(b"first").hexdigest())
     assert ran.out == b"first"
-
-
-def test_adopting_does_not_take_a_bucket_from_another_service(served: Cli) -> None:
-    assert served("bucket", "adopt", "--prefix", "thief").code == 1
-    assert record(served, "bucket", "info")["takes_chunks"]
 
 
 # doctor

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.api import StreamConfig, SubjectTransform
+from nats.js.api import StreamConfig
 
 from natsblob.broker.embedded import EmbeddedServer
 from natsblob.testing.servers import temporary_server
@@ -23,6 +23,7 @@ ROLES = {
     "service": "_INBOX_worker",
     "storage": "_INBOX_worker",
     "admin": "_INBOX.admin",
+    "uploader": "_INBOX.uploader",
     "tenant": "_INBOX.tenant",
     "system": "_INBOX",
 }
@@ -30,14 +31,16 @@ ROLES = {
 
 PUBLISH = {
     # subject: who may publish to it
-    "blob.put": {"admin", "tenant"},
-    "blob.put.commit.w1": {"admin", "tenant"},
-    "blob.chunk.blobs.UP1": {"admin", "tenant", "storage"},
-    "blob.chunk.others.UP1": {"admin", "tenant"},
+    "blob.put": {"admin", "tenant", "uploader"},
+    "blob.put.commit.w1": {"admin", "tenant", "uploader"},
+    "blob.chunk.blobs.UP1": {"admin", "tenant", "uploader"},
+    "blob.chunk.others.UP1": {"admin", "tenant", "uploader"},
     "_INBOX.tenant.abc": {"service"},
+    "_INBOX.uploader.abc": {"service"},
     "_R_.abc.def": {"service"},
     "_INBOX_worker.abc": set(),
-    "$O.blobs.C.UP2": {"storage", "admin"},
+    "$O.blobs.C.UP2": {"storage", "admin", "uploader"},
+    "$O.blobs.C.UP2.decision": {"storage", "admin"},
     "$O.blobs.M.eA==": {"storage", "admin"},
     "$O.others.C.UP2": {"admin"},
     "$KV.others.key": set(),
@@ -71,8 +74,8 @@ PUBLISH = {
     "$SYS.REQ.ACCOUNT.BLOB.INFO": set(),
     "$SYS.REQ.USER.INFO": set(),
     "$SRV.STATS.natsblob": {"admin"},
-    "blob.delete": {"admin", "tenant"},
-    "blob.relay.blobs.UP1": {"admin", "tenant"},
+    "blob.delete": {"admin", "tenant", "uploader"},
+    "blob.relay.w1.UP1": {"admin", "tenant", "uploader"},
     "_INBOX.admin.abc": {"service"},
     "blob": set(),
     "blobs.put": set(),
@@ -82,7 +85,9 @@ PUBLISH = {
 SUBSCRIBE = {
     # subject: who may subscribe to it
     "blob.get": {"service"},
-    "blob.chunk.blobs.*": {"service", "storage"},
+    "blob.chunk.blobs.*": {"service"},
+    "blob.relay.w1.*": {"service"},
+    "$O.blobs.C.*": {"storage"},
     "blob.>": {"service"},
     "$SRV.PING.natsblob": {"service"},
     "_INBOX_worker.abc.>": {"service", "storage"},
@@ -100,8 +105,9 @@ SUBSCRIBE = {
     "*.>": set(),
     "*": set(),
     "blob.put": {"service"},
-    "blob.chunk.blobs.UP1": {"service", "storage"},
-    "$O.blobs.C.>": set(),
+    "blob.chunk.blobs.UP1": {"service"},
+    "$O.blobs.C.UP1": {"storage"},
+    "$O.blobs.C.>": {"storage"},  # the server lets `*` stand for `>`
     "$O.others.M.>": set(),
     "$SRV.>": {"service"},
     "$JS.EVENT.>": set(),
@@ -109,6 +115,7 @@ SUBSCRIBE = {
     "_INBOX_worker.>": {"service", "storage"},
     "_INBOX.admin.>": {"admin"},
     "_INBOX.tenant.>": {"tenant"},
+    "_INBOX.uploader.>": {"uploader"},
     "_INBOX.*": set(),
     "anything.else": set(),
 }
@@ -140,8 +147,7 @@ async def guarded(passwords: None) -> AsyncIterator[EmbeddedServer]:
 def bucket_stream() -> StreamConfig:
     return StreamConfig(
         name="OBJ_blobs",
-        subjects=["$O.blobs.C.>", "$O.blobs.M.>", "blob.chunk.blobs.*"],
-        subject_transform=SubjectTransform(src="blob.chunk.blobs.*", dest="$O.blobs.C.{{wildcard(1)}}"),
+        subjects=["$O.blobs.C.>", "$O.blobs.M.>"],
         discard="new",  # type: ignore[arg-type] # the client turns it into JSON as it is
         allow_direct=True,
         allow_rollup_hdrs=True,
@@ -226,21 +232,36 @@ async def test_nobody_comes_in_without_a_password(guarded: EmbeddedServer, login
     assert b"PONG" not in said
 
 
-async def test_a_tenant_puts_chunks_into_the_stream_and_hears_that_they_are_stored(
+async def test_who_is_trusted_puts_chunks_into_the_stream_and_hears_that_they_are_stored(
     guarded: EmbeddedServer,
 ) -> None:
-    headers = {"Nats-Msg-Id": "INGEST.0", "Blob-Chunk": "0"}
-    async with member(guarded, "tenant") as tenant, member(guarded, "storage") as storage:
-        tap = await storage.nc.subscribe("blob.chunk.blobs.*")
+    subject, headers = "$O.blobs.C.INGEST", {"Nats-Msg-Id": "INGEST.0", "Blob-Chunk": "0"}
+    async with member(guarded, "uploader") as uploader, member(guarded, "storage") as storage:
+        tap = await storage.nc.subscribe("$O.blobs.C.*")
         await processed(storage.nc)
-        first = json.loads((await tenant.nc.request("blob.chunk.blobs.INGEST", b"a", headers=headers)).data)
-        again = json.loads((await tenant.nc.request("blob.chunk.blobs.INGEST", b"a", headers=headers)).data)
+        first = json.loads((await uploader.nc.request(subject, b"a", headers=headers)).data)
+        again = json.loads((await uploader.nc.request(subject, b"a", headers=headers)).data)
         seen = await tap.next_msg()
-        stored = await storage.nc.request("$JS.API.DIRECT.GET.OBJ_blobs.$O.blobs.C.INGEST", b"")
+        stored = await storage.nc.request(f"$JS.API.DIRECT.GET.OBJ_blobs.{subject}", b"")
     assert (first["stream"], first.get("duplicate", False)) == ("OBJ_blobs", False)
     assert (again["seq"], again["duplicate"]) == (first["seq"], True)
-    assert (seen.subject, seen.data) == ("blob.chunk.blobs.INGEST", b"a")
+    assert (seen.subject, seen.data) == (subject, b"a")
     assert stored.data == b"a"
+
+
+@pytest.mark.parametrize("header", ["Nats-Expected-Last-Msg-Id", "Nats-Rollup", "Nats-Expected-Stream"])
+async def test_nothing_that_a_tenant_may_publish_reaches_a_stream(
+    guarded: EmbeddedServer, header: str
+) -> None:
+    subjects = [subject for subject in PUBLISH if not subject.endswith(">")]
+    async with member(guarded, "tenant") as tenant, member(guarded, "admin") as admin:
+        js = admin.nc.jetstream()
+        before = (await js.stream_info("OBJ_blobs")).state
+        for subject in [*subjects, "blob.chunk.blobs.UP1", "blob.relay.w1.UP1"]:
+            await tenant.nc.publish(subject, b"x", headers={header: "unmet"})
+        await processed(tenant.nc)
+        after = (await js.stream_info("OBJ_blobs")).state
+    assert (after.last_seq, after.messages) == (before.last_seq, before.messages)
 
 
 async def frames_to(tenant: Client, service: Client, count: int) -> list[bytes]:

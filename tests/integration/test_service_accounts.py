@@ -22,7 +22,7 @@ from natsblob.testing.servers import temporary_server
 from tests.integration.raw import CHUNK, Raw, pieces
 
 ACCOUNTS = Path(__file__).parents[2] / "deploy" / "accounts" / "accounts.conf"
-ROLES = ("service", "storage", "admin", "tenant", "system")
+ROLES = ("service", "storage", "admin", "uploader", "tenant", "system")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -84,14 +84,43 @@ async def test_a_read_is_ended_by_an_error_where_there_is_nothing(tenant: Raw) -
     assert only.error["name"] == "blob_not_found"
 
 
-@pytest.mark.parametrize("scope", ["sub", "all"])
-async def test_a_chunk_with_a_rollup_header_removes_nothing(tenant: Raw, scope: str) -> None:
-    """Where a bucket allows rollups, as ADR-20 has it by default, one such chunk empties it."""
+async def test_the_uploads_of_a_tenant_are_relayed(tenant: Raw) -> None:
+    assert "direct" not in (await tenant.ask("caps")).json["features"]
+    opened = (await tenant.ask("put.open", {"relayed": False})).json
+    assert opened["relayed"] is True
+    assert opened["chunk_subject"].startswith(f"blob.relay.{tenant.ids[0]}.")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Nats-Rollup": "sub"},
+        {"Nats-Rollup": "all"},
+        {"Nats-Expected-Last-Msg-Id": "unmet"},
+        {"Nats-Expected-Last-Subject-Sequence": "77"},
+        {"Nats-TTL": "1s"},
+        {"Nats-Service-Error-Code": "500"},
+        {"Nats-Msg-Id": "x"},
+    ],
+)
+async def test_no_header_of_a_tenant_reaches_the_stream(
+    tenant: Raw, guarded: EmbeddedServer, headers: dict[str, str]
+) -> None:
     digest = await tenant.put(b"of somebody else")
-    upload = await tenant.upload(b"first")
-    refusal = await upload.send(1, b"second", {"Nats-Rollup": scope})
-    assert "error" in refusal.json
-    assert (await upload.stored()).json["stored"] == [[0, 0]]
+    data = pattern(2 * CHUNK + 1, str(headers))
+    upload = await tenant.open()
+    for index, chunk in enumerate(pieces(data)):
+        assert (await upload.send(index, chunk, headers)).code == 0
+    stage = upload.opened["chunk_subject"].rpartition(".")[2]
+    async with await nats.connect(
+        guarded.url, user="admin", password="pw-admin", inbox_prefix="_INBOX.admin"
+    ) as admin:
+        subject = f"$O.blobs.C.{stage}"
+        stored = await admin.jetstream().get_last_msg("OBJ_blobs", subject)
+    assert (stored.headers or {}).keys() == {"Blob-Chunk", "Blob-Sum", "Nats-Msg-Id"}
+    assert (stored.headers or {})["Nats-Msg-Id"] == f"{stage}.2"
+    info = (await upload.commit()).json
+    assert info["digest"] == hashlib.sha256(data).hexdigest()
     assert (await tenant.ask("get", digest.encode())).data == b"of somebody else"
 
 

@@ -1,16 +1,13 @@
-"""Uploads and reads that pass through a worker: the wire looks the same as where they do not."""
+"""Uploads into a store that only workers reach: the wire looks the same as where publishers do."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import nats
 import pytest
 
 from natsblob.broker.embedded import EmbeddedServer
@@ -22,16 +19,11 @@ CHUNKS = pieces(DATA)
 DIGEST = hashlib.sha256(DATA).hexdigest()
 
 
-@pytest.fixture(params=["memory", "disk", "foreign bucket"])
+@pytest.fixture(params=["memory", "disk"])
 async def raw(server: EmbeddedServer, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Raw]:
-    """Backends without ingest; the last is a bucket that another client has made."""
-    settings: dict[str, Any] = {"backend": request.param, "disk": tmp_path}
-    async with AsyncExitStack() as stack:
-        if request.param == "foreign bucket":
-            settings = {"bucket": uuid4().hex}
-            nc = await stack.enter_async_context(await nats.connect(server.url))
-            await nc.jetstream().create_object_store(settings["bucket"])
-        yield await stack.enter_async_context(service(server.url, **settings))
+    """Stores to which publishers cannot reach."""
+    async with service(server.url, backend=request.param, disk=tmp_path) as raw:
+        yield raw
 
 
 async def test_small_and_large_blobs(raw: Raw) -> None:

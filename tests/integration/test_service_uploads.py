@@ -208,9 +208,7 @@ async def test_a_published_message_cannot_pass_for_a_record_of_the_worker(raw: R
     upload = await raw.upload(*CHUNKS)
     stage = str(upload.opened["chunk_subject"]).rpartition(".")[2]
     for guess in (f"{stage}.decision.commit.{DIGEST}", f"{stage}.meta.0", f"{stage}.deleted.6"):
-        await raw.nc.request(
-            f"{raw.prefix}.chunk.{raw.bucket}.guesses", b"x", headers={"Nats-Msg-Id": guess}, timeout=5
-        )
+        await raw.nc.request(f"$O.{raw.bucket}.C.guesses", b"x", headers={"Nats-Msg-Id": guess}, timeout=5)
     assert (await upload.commit()).code == 0
     assert (await upload.abort()).error["name"] == "conflict"
     assert (await raw.ask("get", DIGEST.encode())).data == DATA

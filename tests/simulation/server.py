@@ -14,6 +14,7 @@ import msgspec
 
 from natsblob.broker.jetstream import EXPECTED_LAST
 from natsblob.broker.message import DESCRIPTION, Message
+from natsblob.objectstore.bucket import UPLOADS_KEY
 from natsblob.wire import MESSAGE_ID, STATUS, Headers
 from tests.simulation.network import Network, matches
 from tests.simulation.stream import Copy, Record, Stream, ViolationError
@@ -53,14 +54,13 @@ class Server:
         """Subjects on which a message is not decided, and its id."""
         self._consumers: dict[str, Consumer] = {}
         self._created = 0
-        self._ingest = f"blob.chunk.{stream.layout.bucket}."
 
     def take(self, message: Message) -> None:
         self.expire()
         subject = message.subject
         if subject.startswith(_API):
             self._call(message, subject.removeprefix(_API))
-        elif subject.startswith((self._ingest, "$O.")):
+        elif subject.startswith("$O."):
             self._network.route(message)
             self._store(message)
         elif not self._network.route(message):
@@ -73,8 +73,6 @@ class Server:
         if not self._available(message, as_ack=True):
             return
         subject = message.subject
-        if subject.startswith(self._ingest):
-            subject = self.stream.layout.chunks(subject.removeprefix(self._ingest))
         if EXPECTED_LAST in message.headers:
             in_process = self._in_process.get(subject)
             if in_process is not None:
@@ -151,7 +149,11 @@ class Server:
             total = len(found)
             state["subjects"] = dict(list(found.items())[body.get("offset", 0) :])
         max_age = int(self.stream.max_age * 1e9)
-        config = {"num_replicas": len(self.stream.replicas), "max_age": max_age}
+        config = {
+            "num_replicas": len(self.stream.replicas),
+            "max_age": max_age,
+            "metadata": {UPLOADS_KEY: "direct"},
+        }
         return {"ts": self._stamp(self._now()), "config": config, "state": state, "total": total}
 
     def _purge(self, body: dict[str, Any]) -> object:

@@ -18,11 +18,12 @@ from natsblob.metrics import Metrics
 from natsblob.objectstore.bucket import Bucket
 from natsblob.objectstore.cache import EntryCache
 from natsblob.objectstore.objects import Objects
+from natsblob.service.forward import Forwarder
 from natsblob.service.handlers import Handlers
 from natsblob.service.limits import Limits
 from natsblob.service.replies import Replies
 from natsblob.service.tap import Taps
-from natsblob.service.uploads import DirectUploads
+from natsblob.service.uploads import StagedUploads
 from natsblob.service.worker import Worker as Service
 from natsblob.store.jetstream import UPLOAD_EXPIRY, JetStreamStore
 from natsblob.telemetry import Telemetry
@@ -46,7 +47,7 @@ CAPS: Final = wire.Caps(
     max_inline=2 * CHUNK,
     max_blob=1024 * 1024,
     max_batch=wire.MAX_BATCH,
-    features=["stream", "range", "batch", "staged", "resume", "direct"],
+    features=["stream", "range", "batch", "staged", "resume"],
 )
 _METRICS: Final = Metrics()
 
@@ -68,7 +69,7 @@ class Worker:
     client: SimulatedClient
     front: SimulatedClient
     store: JetStreamStore
-    uploads: DirectUploads
+    uploads: StagedUploads
     collector: Collector
     _lifetime: AsyncExitStack
     crash_at: int | None = None
@@ -86,9 +87,27 @@ class Worker:
         await lifetime.enter_async_context(cache.listening(answering))
         store = JetStreamStore(objects, cache)
         taps = await lifetime.enter_async_context(Taps(connection))
-        commit_at = SUBJECTS.commit_at(secrets.token_hex(8))
-        uploads = DirectUploads(
-            store, taps, commit_subject=commit_at, chunk_size=CHUNK, window=WINDOW, expiry=UPLOAD_EXPIRY
+        name = secrets.token_hex(8)
+        commit_at = SUBJECTS.commit_at(name)
+        replies = Replies(answering, _METRICS, ("_INBOX.",))
+        forwarder = Forwarder(
+            answering,
+            connection,
+            replies,
+            chunk_subject=store.chunk_subject,
+            beneath=SUBJECTS.relay(name),
+            chunk_size=CHUNK,
+            window=WINDOW,
+        )
+        await lifetime.enter_async_context(forwarder.taking())
+        uploads = StagedUploads(
+            store,
+            taps,
+            forwarder,
+            commit_subject=commit_at,
+            chunk_size=CHUNK,
+            window=WINDOW,
+            expiry=UPLOAD_EXPIRY,
         )
         limits = Limits(_METRICS, max_requests=64, max_bytes=1024 * 1024)
         replies = Replies(answering, _METRICS, ("_INBOX.",))

@@ -8,7 +8,7 @@ import pytest
 
 from natsblob.broker.jetstream import ClusterState, Replica, StreamInfo, StreamState
 from natsblob.maintenance.doctor import Status
-from natsblob.maintenance.doctor.storage import check_bucket, check_replicas
+from natsblob.maintenance.doctor.storage import check_bucket, check_publishers, check_replicas
 from natsblob.maintenance.doctor.stream import check_stream
 from natsblob.objectstore.bucket import Bucket
 from natsblob.objectstore.info import Layout
@@ -21,8 +21,8 @@ GOOD: dict[str, Any] = {
     "max_msgs_per_subject": -1,
     "num_replicas": 1,
     "storage": "file",
-    "subjects": ["$O.b.C.>", "$O.b.M.>", "blob.chunk.b.*"],
-    "subject_transform": {"src": "blob.chunk.b.*", "dest": "$O.b.C.{{wildcard(1)}}"},
+    "subjects": ["$O.b.C.>", "$O.b.M.>"],
+    "metadata": {"natsblob.uploads": "direct"},
 }
 
 
@@ -40,7 +40,8 @@ def test_a_bucket_of_natsblob_is_in_order() -> None:
     [
         {"storage": "memory"},
         {"max_bytes": 1000},
-        {"subject_transform": None},
+        {"allow_rollup_hdrs": True},
+        {"subject_transform": {"src": "blob.chunk.b.*", "dest": "$O.b.C.{{wildcard(1)}}"}},
         {"subject_transform": {"src": "other.chunk.b.*", "dest": "$O.b.C.{{wildcard(1)}}"}},
     ],
 )
@@ -55,6 +56,25 @@ def test_each_setting_that_is_amiss_is_named_and_the_worst_comes_first() -> None
     assert [check.status for check in check_stream(Layout("b"), StreamInfo(GOOD, StreamState()))] == [
         Status.OK
     ]
+
+
+@pytest.mark.parametrize(
+    ("mode", "replicas", "version", "status"),
+    [
+        ("direct", 3, (2, 14, 0), Status.WARN),
+        ("direct", 3, (2, 15, 1), Status.WARN),
+        ("direct", 1, (2, 15, 1), Status.OK),
+        ("direct", 3, (2, 12, 8), Status.OK),
+        ("direct", 3, (2, 15, 2), Status.OK),
+        ("relayed", 3, (2, 15, 1), Status.OK),
+    ],
+)
+def test_a_server_that_one_header_stops_warns_where_others_may_send_it(
+    mode: str, replicas: int, version: tuple[int, int, int], status: Status
+) -> None:
+    config = {**GOOD, "num_replicas": replicas, "metadata": {"natsblob.uploads": mode}}
+    one = Bucket(jetstream=None, name="b", prefix="blob")  # type: ignore[arg-type]
+    assert check_publishers(one, StreamInfo(config, StreamState()), version).status is status
 
 
 def replicas_check(

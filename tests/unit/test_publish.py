@@ -25,6 +25,7 @@ class Script(Connection):
 
     def __init__(self, react: Callable[[Script, int, str, int], None]) -> None:
         self._waiting = {}
+        self._publishing = {}
         self._next_token = 0
         self._inbox = "_INBOX.x"
         self.epoch = 0

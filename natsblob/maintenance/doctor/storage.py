@@ -17,6 +17,9 @@ from natsblob.objectstore.bucket import Bucket
 from natsblob.wire import Headers
 
 _SHARE_FULL: Final = 0.9
+_FIRST_FAULTY: Final = (2, 14, 0)
+_LAST_FAULTY: Final = (2, 15, 1)
+"""Versions of nats-server on which one header stops a replicated stream (docs/operations.md)."""
 _UNANSWERED: Final = (Reach.REFUSED, Reach.SILENT)
 
 
@@ -92,6 +95,7 @@ async def check_storage(jetstream: JetStream, bucket: Bucket, api: str) -> Async
         yield check_bucket(bucket, info)
         for check in check_stream(bucket.layout, info):
             yield check
+        yield check_publishers(bucket, info, jetstream.connection.server_version)
         yield check_replicas(info)
 
 
@@ -164,7 +168,7 @@ def check_bucket(bucket: Bucket, info: StreamInfo) -> Check:
         name="bucket",
         status=Status.OK,
         found=found,
-        means="Takes chunks from clients directly, and is read from any replica.",
+        means="Everything in its configuration is as a service needs it.",
     )
 
 
@@ -174,7 +178,7 @@ def _bucket_findings(
     """What can be amiss, the worst first: whether it is, what it means, what to do."""
     stream = bucket.layout.stream
     room = config.get("max_bytes", -1)
-    source = (config.get("subject_transform") or {}).get("src", "")
+    old = bucket.old_ingest(config)
     return [
         (
             config.get("storage") == "memory",
@@ -189,24 +193,48 @@ def _bucket_findings(
             f"Raise it: nats stream edit {stream} --max-bytes=BYTES; or delete blobs.",
         ),
         (
-            bool(config.get("allow_rollup_hdrs")) and bucket.takes_chunks(config),
+            bool(config.get("allow_rollup_hdrs")),
             Status.WARN,
-            "It allows rollups: whoever may put a blob can empty the whole bucket by one header.",
-            "Fine where they may delete everything anyway. Otherwise create buckets without --rollups.",
+            "It allows rollups: whoever may write into its stream can empty it. So uploads are relayed.",
+            f"If no other clients write here: natsblob bucket set --bucket {bucket.name} --no-rollups.",
         ),
         (
-            bool(source) and not bucket.takes_chunks(config),
+            old is not None,
             Status.WARN,
-            f"It takes chunks on {source}: it belongs to a service with another prefix.",
-            "Name that prefix with --prefix, or another bucket with --bucket.",
-        ),
-        (
-            not bucket.takes_chunks(config),
-            Status.WARN,
-            "It takes no chunks from clients directly: large puts pass through a worker, which is slower.",
-            f"Prepare it: natsblob bucket adopt --bucket {bucket.name}.",
+            f"It still takes chunks on {old}, where whoever may use the service can write into its stream.",
+            f"When all workers are of this version: natsblob bucket adopt --bucket {bucket.name}.",
         ),
     ]
+
+
+def check_publishers(bucket: Bucket, info: StreamInfo, version: tuple[int, int, int]) -> Check:
+    """Who writes into the stream, and what that means on this version of the server."""
+    chunks = bucket.layout.chunks("*")
+    if bucket.uploads(info.config) == "relayed":
+        return Check(
+            name="publishers",
+            status=Status.OK,
+            found="uploads are relayed",
+            means="Only workers need to write into the stream, and nobody else should be allowed to.",
+        )
+    faulty = _FIRST_FAULTY <= version <= _LAST_FAULTY and int(info.config.get("num_replicas", 1)) > 1
+    if not faulty:
+        return Check(
+            name="publishers",
+            status=Status.OK,
+            found="uploads are direct",
+            means=f"Whoever may publish to {chunks} writes into the stream, and is trusted with the bucket.",
+        )
+    return Check(
+        name="publishers",
+        status=Status.WARN,
+        found=f"uploads are direct, on nats-server {'.'.join(map(str, version))}",
+        means=f"Whoever may publish to {chunks} can stop a replicated bucket for good by one message, which "
+        "has an unmet Nats-Expected-Last-Msg-Id. What is stored stays readable.",
+        todo="Fine if all of them are trusted with the bucket. Otherwise: natsblob bucket set --bucket "
+        f"{bucket.name} --uploads relayed, and let workers alone publish to {bucket.layout.all_chunks}. "
+        'docs/operations.md, "A stopped stream", has the way back.',
+    )
 
 
 def check_replicas(info: StreamInfo) -> Check:

@@ -76,7 +76,7 @@ async def change_replicas(world: World) -> None:
     with world.fault("R1 to R3 to R1, twice"):
         for replicas in (3, 1, 3, 1):
             async with world.bucket() as bucket:
-                await bucket.set_replicas(replicas)
+                await bucket.change(replicas=replicas)
             await world.settled(replicas)
             await world.load.until_acknowledged(10, within=60)
 
