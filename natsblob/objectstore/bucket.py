@@ -132,10 +132,13 @@ class Bucket:
         if self._mode_key(info.config) is None:
             takes = self.old_ingest(info.config) is not None or not info.config.get("allow_rollup_hdrs")
             wanted["metadata"] = _with_mode(info.config, "direct" if takes else "relayed")
-        if not keep_old and (old := self.old_ingest(info.config)) is not None:
-            wanted["subjects"] = [subject for subject in info.config["subjects"] if subject != old]
-            wanted["subject_transform"] = None
-        return info if wanted == info.config else await self.jetstream.update(wanted)
+        if not keep_old:
+            old = self.old_ingest(info.config)
+            kept = [subject for subject in info.config.get("subjects", []) if not self._is_ingest(subject)]
+            wanted["subjects"] = [subject for subject in kept if subject != old]
+            wanted["subject_transform"] = None if old is not None else info.config.get("subject_transform")
+        has_changed = any(info.config.get(key) != value for key, value in wanted.items())
+        return await self.jetstream.update(wanted) if has_changed else info
 
     def uploads(self, config: Config) -> UploadMode:
         """Who writes chunks into a stream with this configuration."""
@@ -171,6 +174,10 @@ class Bucket:
     def chunk_subject(self, stage: str) -> str:
         """Where the chunks of an upload lie, and where they are published."""
         return self.layout.chunks(stage)
+
+    def _is_ingest(self, subject: str) -> bool:
+        """Whether it is a subject of the first version, which may be left over without its transform."""
+        return not subject.startswith("$") and subject.endswith(f".chunk.{self.name}.*")
 
     def _is_old(self, config: Config) -> bool:
         return self._mode_key(config) is None and self.old_ingest(config) is not None
