@@ -8,7 +8,7 @@ smaller one is let in at the cost of one of which more was read already, and whi
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
@@ -63,65 +63,43 @@ class _Reader:
         self.must_end = False
 
 
-class Turns:
-    """The places of one worker, and who waits for one."""
+class Places:
+    """A few places at a time for what clients ask for, one client after the other."""
 
-    def __init__(self, places: int = READ_BACK_AT_ONCE) -> None:
+    def __init__(self, places: int) -> None:
         self._free = places
-        self._readers: set[_Reader] = set()
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._turns = 0
         self._last_turn: dict[str, int] = {}
-        """The number of the last turn of each client that reads."""
-
-    async def share(self, items: AsyncIterator[T], *, count: int, each: int) -> AsyncGenerator[T, None]:
-        """`items`, about `count`, of which `each` in a turn. Close it if it is not read to its end.
-
-        Time that passes while items come does not count against the deadline of whoever asks.
-        `BusyError` if too much is being read back, or this was read for longer than others need.
-        """
-        asker = _asker.get()
-        loop = asyncio.get_running_loop()
-        with self._reading(asker.client, count) as reader:
-            while True:
-                began = loop.time()
-                async with self._turn(reader):
-                    for _ in range(each):
-                        try:
-                            item = await anext(items)
-                        except StopAsyncIteration:
-                            return
-                        reader.items += 1
-                        yield item
-                asker.allow(loop.time() - began)
-
-    @contextmanager
-    def _reading(self, client: str, count: int) -> Iterator[_Reader]:
-        _make_room([reader for reader in self._readers if reader.client == client], MAX_READERS_EACH, count)
-        _make_room(self._readers, MAX_READERS, count)
-        reader = _Reader(client)
-        self._readers.add(reader)
-        try:
-            yield reader
-        finally:
-            self._readers.discard(reader)
-            if all(other.client != client for other in self._readers):
-                self._last_turn.pop(client, None)
+        """The number of the last turn of each client that is here."""
+        self._here: Counter[str] = Counter()
 
     @asynccontextmanager
-    async def _turn(self, reader: _Reader) -> AsyncIterator[None]:
-        if self._free:
-            self._free -= 1
-        else:
-            await self._wait(reader.client)
+    async def place(self, client: str) -> AsyncIterator[None]:
+        """A place when it is this client's turn; `BusyError` if that takes longer than `TURN`."""
+        with self.staying(client):
+            if self._free:
+                self._free -= 1
+            else:
+                await self._wait(client)
+            try:
+                self._turns += 1
+                self._last_turn[client] = self._turns
+                yield
+            finally:
+                self._next()
+
+    @contextmanager
+    def staying(self, client: str) -> Iterator[None]:
+        """Remember inside when the client had its last turn: it is about to want another one."""
+        self._here[client] += 1
         try:
-            if reader.must_end:
-                raise _busy()
-            self._turns += 1
-            self._last_turn[reader.client] = self._turns
             yield
         finally:
-            self._next()
+            self._here[client] -= 1
+            if not self._here[client]:
+                del self._here[client]
+                self._last_turn.pop(client, None)
 
     async def _wait(self, client: str) -> None:
         given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -150,6 +128,48 @@ class Turns:
         self._free += 1
 
 
+class Turns:
+    """Uploads that are read back in one worker, a window in a turn."""
+
+    def __init__(self, places: int = READ_BACK_AT_ONCE) -> None:
+        self._places = Places(places)
+        self._readers: set[_Reader] = set()
+
+    async def share(self, items: AsyncIterator[T], *, count: int, each: int) -> AsyncGenerator[T, None]:
+        """`items`, about `count`, of which `each` in a turn. Close it if it is not read to its end.
+
+        Time that passes while items come does not count against the deadline of whoever asks.
+        `BusyError` if too much is being read back, or this was read for longer than others need.
+        """
+        asker = _asker.get()
+        loop = asyncio.get_running_loop()
+        with self._reading(asker.client, count) as reader, self._places.staying(asker.client):
+            while True:
+                began = loop.time()
+                async with self._places.place(asker.client):
+                    if reader.must_end:
+                        raise _busy()
+                    for _ in range(each):
+                        try:
+                            item = await anext(items)
+                        except StopAsyncIteration:
+                            return
+                        reader.items += 1
+                        yield item
+                asker.allow(loop.time() - began)
+
+    @contextmanager
+    def _reading(self, client: str, count: int) -> Iterator[_Reader]:
+        _make_room([reader for reader in self._readers if reader.client == client], MAX_READERS_EACH, count)
+        _make_room(self._readers, MAX_READERS, count)
+        reader = _Reader(client)
+        self._readers.add(reader)
+        try:
+            yield reader
+        finally:
+            self._readers.discard(reader)
+
+
 def _make_room(readers: Collection[_Reader], most: int, count: int) -> None:
     """Have the reader end that has read the most, if there is no room; `BusyError` if that is not more."""
     staying = [reader for reader in readers if not reader.must_end]
@@ -162,4 +182,4 @@ def _make_room(readers: Collection[_Reader], most: int, count: int) -> None:
 
 
 def _busy() -> BusyError:
-    return BusyError("other uploads are being read back; ask again", retry_after_ms=_RETRY_AFTER_MS)
+    return BusyError("this worker does much of this for others; ask again", retry_after_ms=_RETRY_AFTER_MS)

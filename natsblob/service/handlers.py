@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final
 
@@ -20,7 +19,7 @@ from natsblob.errors import (
     UnprovenError,
 )
 from natsblob.hashing import digest_of_bytes
-from natsblob.objectstore.turns import Asker, on_behalf_of
+from natsblob.objectstore.turns import Asker, Places, on_behalf_of
 from natsblob.service import fitting
 from natsblob.service.limits import Limits
 from natsblob.service.messages import Answer, Handler, Reply, Request
@@ -46,7 +45,7 @@ class Handlers:
         self._limits = limits
         self._caps = caps
         self._replies = replies
-        self._listing = asyncio.Semaphore(LISTS_AT_ONCE)
+        self._listing = Places(LISTS_AT_ONCE)
 
     def by_subject(self, subjects: wire.Subjects) -> dict[str, Handler]:
         """Which handler answers on which subject."""
@@ -127,7 +126,7 @@ class Handlers:
 
     async def list(self, request: Request) -> Answer:
         wanted = wire.decode(request.data or b"{}", ListRequest)
-        async with self._listing:
+        async with self._listing.place(request.client):
             page = await self._store.list(after=wanted.after, limit=wanted.limit, prefix=wanted.prefix)
         return Reply(fitting.page(page, self._replies.room))
 
@@ -253,8 +252,8 @@ class Handlers:
 
 
 def _asker(request: Request) -> Asker:
-    """Whom staged chunks are read for. A client's inbox stays the same but for its last token."""
-    return Asker(request.reply.rpartition(".")[0], request.allow)
+    """Whom staged chunks are read for."""
+    return Asker(request.client, request.allow)
 
 
 def _is_foreign(request: Request) -> bool:

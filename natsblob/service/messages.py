@@ -11,6 +11,14 @@ from natsblob import telemetry
 from natsblob.wire import Headers
 
 
+def client_of(reply: str) -> str:
+    """What the reply subjects of one client have in common: its inbox, without the token of the request.
+
+    Clients whose inboxes have nothing else count as one, and so do those of all other accounts.
+    """
+    return reply.rpartition(".")[0]
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A request to one endpoint. `reply` is where its answer goes; handlers only pass it on."""
@@ -20,6 +28,10 @@ class Request:
     reply: str
     noted: telemetry.Request
     deadline: asyncio.Timeout
+
+    @property
+    def client(self) -> str:
+        return client_of(self.reply)
 
     def allow(self, seconds: float) -> None:
         """Move the deadline: what is asked for takes longer the larger it is."""

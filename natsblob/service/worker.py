@@ -19,7 +19,7 @@ from natsblob.errors import BadRequestError, BlobError, BusyError, DeadlineError
 from natsblob.logs import get_logger
 from natsblob.service.discovery import Endpoint
 from natsblob.service.limits import RETRY_AFTER_MS, Limits
-from natsblob.service.messages import Handler, Reply, Request
+from natsblob.service.messages import Handler, Reply, Request, client_of
 from natsblob.service.replies import Replies
 from natsblob.telemetry import Telemetry
 
@@ -134,7 +134,8 @@ class Worker:
         if not self._replies.allows(message.reply):
             return
         size = len(message.data)
-        if not self._limits.admit(size):
+        client = client_of(message.reply)
+        if not self._limits.admit(size, client):
             endpoint.served(0, BusyError.name)
             self._replies.answer_now(message.reply, _BUSY)
             return
@@ -143,7 +144,7 @@ class Worker:
 
         def ended(done: asyncio.Task[None]) -> None:
             self._tasks.discard(done)
-            self._limits.leave(size)
+            self._limits.leave(size, client)
 
         task.add_done_callback(ended)
 

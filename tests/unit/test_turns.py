@@ -9,7 +9,7 @@ from contextlib import aclosing, suppress
 import pytest
 
 from natsblob.errors import BusyError
-from natsblob.objectstore.turns import MAX_READERS, READ_BACK_AT_ONCE, Asker, Turns, on_behalf_of
+from natsblob.objectstore.turns import MAX_READERS, READ_BACK_AT_ONCE, Asker, Places, Turns, on_behalf_of
 
 
 class Source:
@@ -138,3 +138,16 @@ async def test_the_time_that_reading_takes_is_allowed() -> None:
             _ = [item async for item in items]
     assert len(allowed) == 3
     assert min(allowed) >= 0
+
+
+async def test_places_go_round_by_client() -> None:
+    places = Places(1)
+    order: list[str] = []
+
+    async def once(client: str) -> None:
+        async with places.place(client):
+            await asyncio.sleep(0)
+            order.append(client)
+
+    await asyncio.gather(*(once("crowd") for _ in range(20)), once("single"))
+    assert order.index("single") <= 2
