@@ -10,6 +10,8 @@ from importlib.metadata import version
 from secrets import token_hex
 from typing import Final, NamedTuple
 
+import msgspec
+
 from natsblob import wire
 from natsblob.broker.connection import Access, Connection, connect
 from natsblob.broker.jetstream import JetStream
@@ -147,15 +149,37 @@ def _kept_in(settings: Settings) -> str:
     return f"bucket {settings.bucket}" if settings.backend == "jetstream" else f"on {settings.backend}"
 
 
+async def on_volume(settings: Settings) -> Settings:
+    """These settings with the volume that is in their directory now, made if they say so.
+
+    A worker that is started anew then neither makes a volume where a disk was lost, nor serves another.
+    """
+    if settings.backend != "disk":
+        return settings
+    disk = await asyncio.to_thread(_disk, settings)
+    disk.close()
+    log.info("volume.found", directory=str(settings.disk), volume=str(disk.volume))
+    return msgspec.structs.replace(settings, disk_volume=disk.volume, create_disk=False)
+
+
+def _disk(settings: Settings) -> DiskStore:
+    if settings.disk is None:
+        raise SetupError("the disk backend needs a directory: --disk DIR")
+    return DiskStore(
+        settings.disk,
+        chunk_size=settings.chunk_size,
+        create=settings.create_disk,
+        volume=settings.disk_volume,
+    )
+
+
 async def _backend(settings: Settings, front: Connection, stack: AsyncExitStack, worker_id: str) -> Backend:
     chunks = max(1, settings.window_bytes // settings.chunk_size)
     match settings.backend:
         case "memory":
             return Backend(MemoryStore(chunk_size=settings.chunk_size), 1, chunks, None)
         case "disk":
-            if settings.disk is None:
-                raise SetupError("the disk backend needs a directory: --disk DIR")
-            disk = DiskStore(settings.disk, chunk_size=settings.chunk_size)
+            disk = await asyncio.to_thread(_disk, settings)
             stack.callback(disk.close)
             return Backend(disk, 1, max(1, settings.window_bytes // disk.chunk_size), None)
         case "jetstream":

@@ -37,7 +37,11 @@ class Serving:
     storage: Annotated[Literal["file", "memory"] | None, Parameter(group=_STORING)] = None
     """Where a bucket that is created now lies. [default: file]"""
     disk: Annotated[Text, Parameter(group=_STORING, metavar="DIR")] = None
-    """Keep blobs in this directory, and not in a bucket."""
+    """Keep blobs in this directory, which is a volume, and not in a bucket."""
+    create_disk: Annotated[bool, Parameter(group=_STORING)] = False
+    """Make a volume of that directory, if it is missing or empty: for the first start."""
+    disk_volume: Annotated[Text, Parameter(group=_STORING, metavar="UUID")] = None
+    """Refuse any other volume there; natsblob.json in the directory has the UUID."""
     chunk_size: Annotated[Text, Parameter(group=_STORING, metavar="SIZE")] = None
     """The most in one chunk. [default: 512KiB]"""
     window_bytes: Annotated[Text, Parameter(group=_STORING, metavar="SIZE")] = None
@@ -81,13 +85,14 @@ async def serve(*, serving: Serving = _NOTHING, common: Common = UNSET) -> None:
     one line on standard output says where. Start as many as you like, on as many
     machines: they share the requests. With --embedded nothing else is needed to try it out.
     """
+    from natsblob.app import on_volume
     from natsblob.logs import configure_logging
     from natsblob.supervisor import serve as run_until_stopped
 
-    flags = {**asdict(serving), "embedded": serving.embedded or None}
-    settings = common.load(**flags).settings
+    given = {name: value for name, value in asdict(serving).items() if value is not False}
+    settings = common.load(**given).settings
     configure_logging(settings.log_level, settings.log_format)
-    await run_until_stopped(settings, ready=_ready)
+    await run_until_stopped(await on_volume(settings), ready=_ready)
 
 
 def _ready(line: str) -> None:

@@ -249,8 +249,15 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> None:
         raise SetupError(f"{where(given)} needs {missing} beside it")
     if settings.backend == "disk" and settings.disk is None:
         raise SetupError(f"{where('backend')} is disk: name the directory with --disk DIR")
-    if settings.backend != "disk" and settings.disk is not None:
-        raise SetupError(f"{where('disk')} is of use to the disk backend only; {where('backend')} is another")
+    for name in ("disk", "disk_volume", "create_disk"):
+        if settings.backend != "disk" and getattr(settings, name):
+            raise SetupError(
+                f"{where(name)} is of use to the disk backend only; {where('backend')} is another"
+            )
+    if settings.create_disk and settings.disk_volume is not None:
+        raise SetupError(
+            f"{where('create_disk')} makes a new volume, and {where('disk_volume')} wants one that is there"
+        )
     if settings.chunk_size > settings.window_bytes:
         raise SetupError(
             f"{where('chunk_size')} is larger than {where('window_bytes')}; a window holds whole chunks"

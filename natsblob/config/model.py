@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 from urllib.parse import quote_from_bytes, unquote_to_bytes
+from uuid import UUID
 
 import msgspec
 from msgspec import Meta
@@ -114,6 +115,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     backend: Literal["jetstream", "disk", "memory"] = "jetstream"
     disk: FilePath | None = None
     """The directory of the disk backend; naming one chooses that backend."""
+    disk_volume: Annotated[UUID, Meta(description="the UUID of a volume")] | None = None
+    """The volume that has to be in that directory."""
+    create_disk: bool = False
+    """A directory that is missing or empty becomes a volume, rather than an error."""
     bucket: Word = "blobs"
     replicas: Annotated[int, Meta(ge=1, le=5)] = 1
     """Copies in a bucket that is created; an existing one is changed by `natsblob bucket set`."""

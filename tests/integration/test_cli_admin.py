@@ -18,7 +18,10 @@ import nats
 import pytest
 from nats.js.object_store import ObjectStore
 
+from natsblob.app import on_volume
 from natsblob.broker.embedded import EmbeddedServer, free_port
+from natsblob.config import Settings, decode, encode
+from natsblob.errors import SetupError
 from natsblob.testing.servers import EmbeddedCluster, temporary_server
 from tests.integration.cli_process import DEADLINE, Cli, serving
 
@@ -68,11 +71,48 @@ def test_several_workers_are_ready_together(natsblob: Cli) -> None:
 
 
 def test_a_service_on_a_directory_answers_as_well(natsblob: Cli, tmp_path: Path) -> None:
-    with serving(natsblob, "--disk", tmp_path / "disk"):
+    with serving(natsblob, "--disk", tmp_path / "disk", "--create-disk"):
         data = os.urandom(2_000_000)
         address = natsblob.good("put", "-", stdin=data).lines[0]
         assert natsblob.good("get", address).out == data
         assert natsblob.good("doctor").code == 0
+
+
+def test_a_directory_that_is_no_volume_is_refused_and_left_as_it_is(natsblob: Cli, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("not a blob")
+    (tmp_path / "file").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("missing", "missing/under", "empty", "full", "file"):
+        ran = natsblob("serve", "--disk", tmp_path / name)
+        assert (ran.code, ran.out) == (1, b"")
+        assert name in ran.err.replace("\n", "")
+    assert natsblob("serve", "--disk", tmp_path / "full", "--create-disk").code == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_another_volume_is_refused(natsblob: Cli, tmp_path: Path) -> None:
+    with serving(natsblob, "--disk", tmp_path / "one", "--create-disk"):
+        address = natsblob.good("put", "-", stdin=b"kept").lines[0]
+    volume = json.loads((tmp_path / "one" / "natsblob.json").read_text())["volume"]
+    (tmp_path / "one").rename(tmp_path / "unmounted")
+    with serving(natsblob, "--disk", tmp_path / "one", "--create-disk"):
+        pass
+    assert natsblob("serve", "--disk", tmp_path / "one", "--disk-volume", volume).code == 1
+    assert natsblob("serve", "--disk-volume", volume).code == 2
+    assert natsblob("serve", "--create-disk").code == 2
+    with serving(natsblob, "--disk", tmp_path / "unmounted", "--disk-volume", volume, "--workers", "2"):
+        assert natsblob.good("get", address).out == b"kept"
+
+
+async def test_a_worker_that_is_started_anew_makes_no_volume_where_its_disk_was_lost(tmp_path: Path) -> None:
+    settings = await on_volume(Settings(backend="disk", disk=tmp_path / "disk", create_disk=True))
+    (tmp_path / "disk").rename(tmp_path / "unmounted")
+    (tmp_path / "disk").mkdir()
+    with pytest.raises(SetupError):
+        await on_volume(decode(encode(settings)))
+    assert list((tmp_path / "disk").iterdir()) == []
 
 
 def test_a_service_that_cannot_start_says_why(natsblob: Cli) -> None:
