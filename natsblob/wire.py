@@ -256,9 +256,14 @@ def _one_line(text: str) -> str:
 
 def chunk_headers(message_id_prefix: str, index: int, data: bytes | memoryview) -> Headers:
     """The headers of chunk `index` on its way into the stream."""
+    return headers_of(message_id_prefix, index, crc32(data))
+
+
+def headers_of(message_id_prefix: str, index: int, crc: int) -> Headers:
+    """The headers of chunk `index`, which has this CRC-32: these and no others."""
     return {
         CHUNK: str(index),
-        SUM: chunk_sum(data),
+        SUM: sum_header(crc),
         MESSAGE_ID: f"{message_id_prefix}.{index}",
     }
 

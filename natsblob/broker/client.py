@@ -241,7 +241,11 @@ class DirectClient(Client):
         self.stats["in_msgs"] += 1
         self.stats["in_bytes"] += len(data)
         message = Message(
-            subject.decode("utf-8", "replace"), reply.decode("utf-8", "replace"), data, parse_headers(headers)
+            subject.decode("utf-8", "replace"),
+            reply.decode("utf-8", "replace"),
+            data,
+            parse_headers(headers),
+            headers,
         )
         try:
             handler(message)

@@ -10,17 +10,18 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from natsblob.broker.cleanup import shielded
 from natsblob.broker.connection import Connection
-from natsblob.broker.jetstream import ATTEMPT_TIMEOUT, ApiErrorBody, ClusterState
+from natsblob.broker.jetstream import ATTEMPT_TIMEOUT, ApiErrorBody, ClusterState, JetStream
 from natsblob.broker.message import Message
 from natsblob.broker.retry import retrying
-from natsblob.errors import DeadlineError, InternalError, UnavailableError
-from natsblob.wire import NOT_DECODED, Headers
+from natsblob.errors import BlobError, DeadlineError, InternalError, UnavailableError
+from natsblob.wire import NOT_DECODED, STATUS, Headers
 
 T = TypeVar("T", bound="_Reply")
 
@@ -34,11 +35,21 @@ _PLACINGS: Final = 60
 PLACING_DEADLINE: Final = 20.0
 """Seconds for all of them."""
 _PATIENCE: Final = 10.0
+_SHORT_PATIENCE: Final = 2.0
+"""Seconds for a consumer that can be done without."""
 _ENDS: Final = ("404", "408")
 _DELIVERED: Final = "$JS.ACK."
 """Begins the reply subject of a stored message, which may have a status line of its own."""
 _NO_SPARE_SERVER: Final = 10075
 _NANOSECONDS: Final = 1_000_000_000
+_EPHEMERAL: Final[dict[str, Any]] = {
+    "ack_policy": "none",
+    "replay_policy": "instant",
+    "num_replicas": 1,
+    "mem_storage": True,
+    "inactive_threshold": _LIFETIME * _NANOSECONDS,
+}
+"""A consumer that reads the store of the server that it is placed on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +63,10 @@ class Delivered:
     place: int
     """Counts what the consumer has sent, from 1, without gaps."""
     pending: int
+    time: int
+    """When it was stored, in nanoseconds since 1970."""
+    block: bytes
+    """The header block, byte for byte; of a consumer of headers only with the size of the payload added."""
 
 
 class _Reply(msgspec.Struct):
@@ -73,34 +88,37 @@ class Copy:
         self._batch = batch
         self._place = 0
 
-    async def next(self) -> list[Delivered]:
-        """The next messages; empty where this copy gives no more, at its end or where it is damaged.
+    async def next(self, most: int | None = None) -> list[Delivered]:
+        """The next messages, at most `most`.
+
+        Empty where this copy gives no more, at its end or where it is damaged.
 
         `UnavailableError` where its server stopped, or messages got lost on the way.
         """
-        messages = await retrying(self._next, patience=_PATIENCE)
+        batch = min(most or self._batch, self._batch)
+        messages = await retrying(partial(self._next, batch), patience=_PATIENCE)
         for message in messages:
             self._place += 1
             if message.place != self._place:
                 raise UnavailableError(f"messages from {self.node} got lost on the way; a repeat is safe")
         return messages
 
-    async def _next(self) -> list[Delivered]:
+    async def _next(self, batch: int) -> list[Delivered]:
         taken: list[Delivered] = []
         ended: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
 
         def take(message: Message) -> None:
             if ended.done():
                 return
-            if message.status is not None and not message.reply.startswith(_DELIVERED):
-                ended.set_result(message.status)
+            if not message.reply.startswith(_DELIVERED):
+                ended.set_result(message.headers.get(STATUS))
                 return
             taken.append(_delivered(message))
-            if len(taken) == self._batch:
+            if len(taken) == batch:
                 ended.set_result(None)
 
         inbox = self._connection.new_inbox()
-        request = msgspec.json.encode({"batch": self._batch, "no_wait": True})
+        request = msgspec.json.encode({"batch": batch, "no_wait": True})
         async with self._connection.subscribe(inbox, take):
             await self._connection.publish(self._pull, request, reply=inbox)
             try:
@@ -111,6 +129,38 @@ class Copy:
         if not taken and status not in _ENDS:  # not ready yet, or gone
             raise UnavailableError(f"{self.node} does not read its copy ({status})")
         return taken
+
+
+@asynccontextmanager
+async def passage(
+    jetstream: JetStream,
+    stream: str,
+    *,
+    start: int,
+    batch: int,
+    subject: str | None = None,
+    headers_only: bool = False,
+) -> AsyncIterator[Copy]:
+    """What a stream has from sequence `start` on, as some copy of it has that, `batch` messages at a time.
+
+    Without gaps and in order, and with header blocks as they were stored, which direct reads do not show.
+    """
+    config = {**_EPHEMERAL, "deliver_policy": "by_start_sequence", "opt_start_seq": start}
+    if subject is not None:
+        config["filter_subject"] = subject
+    if headers_only:
+        config["headers_only"] = True
+    body = {"stream_name": stream, "config": config}
+    created = await jetstream.call(f"CONSUMER.CREATE.{stream}", body, _Created, patience=_SHORT_PATIENCE)
+    node = created.cluster.leader if created.cluster else ""
+    pull = jetstream.operation(f"CONSUMER.MSG.NEXT.{stream}.{created.name}")
+    try:
+        yield Copy(jetstream.connection, node or "a server", pull, batch)
+    finally:
+        # Not waited for: the server removes it by itself, should this get lost.
+        delete = jetstream.operation(f"CONSUMER.DELETE.{stream}.{created.name}")
+        with suppress(BlobError):
+            jetstream.connection.publish_now(delete)
 
 
 class Copies:
@@ -169,14 +219,7 @@ class Copies:
         return True
 
     async def _create(self, subjects: Sequence[str]) -> _Created:
-        config: dict[str, Any] = {
-            "deliver_policy": "all",
-            "ack_policy": "none",
-            "replay_policy": "instant",
-            "num_replicas": 1,
-            "mem_storage": True,
-            "inactive_threshold": _LIFETIME * _NANOSECONDS,
-        }
+        config = {**_EPHEMERAL, "deliver_policy": "all"}
         if subjects:
             config["filter_subjects"] = list(subjects)
         body = {"stream_name": self._stream, "config": config}
@@ -210,5 +253,5 @@ def _delivered(message: Message) -> Delivered:
     """By the ack subject: `$JS.ACK.[domain.account.]stream.consumer.tries.seq.place.time.pending[.token]`."""
     tokens = message.reply.split(".")
     at = 5 if len(tokens) == 9 else 7
-    seq, place, _, pending = map(int, tokens[at : at + 4])
-    return Delivered(message.subject, seq, message.headers, message.data, place, pending)
+    seq, place, time, pending = map(int, tokens[at : at + 4])
+    return Delivered(message.subject, seq, message.headers, message.data, place, pending, time, message.block)

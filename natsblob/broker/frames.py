@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Final, Protocol
 
 from natsblob.broker.connection import Connection, Inbox
@@ -21,11 +21,12 @@ STALL_TIMEOUT: Final = 3.0
 class FrameSource(Protocol):
     """What a `FrameReader` reads from, and how its frames are to be understood."""
 
-    async def ask(self, first: int, count: int, reply: str, attempt: int) -> None:
+    async def ask(self, first: int, count: int, reply: str, attempt: int) -> Mapping[int, bytes] | None:
         """Have chunks `first` to `first + count - 1` sent to `reply`, and an end frame behind them.
 
-        `attempt` counts from 0 how often nothing new came of asking: from 2 on the source is to find
-        out why, and to raise what is final.
+        `attempt` counts from 0 how often nothing new came of asking: from 1 on the source is to look in
+        another way, from 2 on to find out why, and to raise what is final. Chunks that it has found itself
+        by then are returned, by index.
         """
         ...
 
@@ -72,9 +73,12 @@ class _Window:
         reply = self._inbox.__enter__()
         count = missing[-1] - missing[0] + 1
         try:
-            await self._source.ask(missing[0], count, reply, self._attempt)
+            found = await self._source.ask(missing[0], count, reply, self._attempt)
         except BlobError as error:
             self._fail(error)
+        else:
+            for index, data in (found or {}).items():
+                self._keep(index, data)
         self._active_at = asyncio.get_running_loop().time()
 
     async def take(self, index: int, patience: float) -> bytes:
@@ -113,18 +117,20 @@ class _Window:
 
     def _on_frame(self, frame: Message) -> None:
         self._active_at = asyncio.get_running_loop().time()
-        if frame.status is not None or ERROR_CODE in frame.headers:
+        if not frame.is_stored and (frame.status is not None or ERROR_CODE in frame.headers):
             self._trouble = self._source.end(frame)
             self._ended = True
-        elif (
-            (whole := self._parts.add(frame)) is not None
-            and (index := self._source.place(whole)) is not None
-            and self._wants(index)
-        ):
-            self._frames[index] = whole.data
-            self._progress = True
-            self._progress_at = self._active_at
+        elif (whole := self._parts.add(frame)) is not None and (
+            index := self._source.place(whole)
+        ) is not None:
+            self._keep(index, whole.data)
         self._changed.set()
+
+    def _keep(self, index: int, data: bytes) -> None:
+        if self._wants(index):
+            self._frames[index] = data
+            self._progress = True
+            self._progress_at = asyncio.get_running_loop().time()
 
     def _wants(self, index: int) -> bool:
         return index in self.range and index >= self._taken and index not in self._frames

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from natsblob.broker.connection import Connection
-from natsblob.broker.message import DESCRIPTION, Message, parse_headers
+from natsblob.broker.message import DESCRIPTION, SUBJECT, Message, parse_headers
 from natsblob.broker.retry import retrying
 from natsblob.broker.translate import jetstream_error
 from natsblob.chunking import MESSAGE_RESERVE
@@ -43,7 +43,6 @@ PENDING: Final = "Nats-Num-Pending"
 BEFORE: Final = "Nats-Last-Sequence"
 """In a message of a batch: the sequence of the one before it."""
 UP_TO: Final = "Nats-UpTo-Sequence"
-SUBJECT: Final = "Nats-Subject"
 _TIME: Final = "Nats-Time-Stamp"
 _NOT_FOUND: Final = 10037
 _GONE: Final = (_NOT_FOUND, 10043, 10057)
@@ -151,6 +150,10 @@ class Stored:
     time: datetime
     headers: Headers
     data: bytes
+    block: bytes = b""
+    """The header block as it came, with what the server added if this was a direct read."""
+    is_verbatim: bool = False
+    """Whether `block` is what was stored, to the last byte."""
 
     @classmethod
     def from_direct(cls, message: Message) -> Stored:
@@ -162,6 +165,7 @@ class Stored:
             msgspec.convert(headers[_TIME], datetime, strict=False),
             headers,
             message.data,
+            message.block,
         )
 
 
@@ -275,6 +279,10 @@ class JetStream:
         """The message at a sequence as the stream's leader has it, or `None`."""
         return await self._at_leader(stream, {"seq": seq})
 
+    async def next_at_leader(self, stream: str, subject: str, start: int) -> Stored | None:
+        """The first message on `subject` from sequence `start` on, as the leader has it, or `None`."""
+        return await self._at_leader(stream, {"seq": start, "next_by_subj": subject})
+
     async def _at_leader(self, stream: str, wanted: dict[str, str | int]) -> Stored | None:
         request = msgspec.json.encode(wanted)
 
@@ -287,8 +295,16 @@ class JetStream:
             if decoded.message is None:
                 raise InternalError("a stored message without content")
             found = decoded.message
-            headers = parse_headers(b64decode(found.hdrs))
-            return Stored(found.subject, found.seq, found.time, headers, b64decode(found.data))
+            block = b64decode(found.hdrs)
+            return Stored(
+                found.subject,
+                found.seq,
+                found.time,
+                parse_headers(block),
+                b64decode(found.data),
+                block,
+                is_verbatim=True,
+            )
 
         return await retrying(attempt, patience=self.patience)
 
@@ -297,7 +313,7 @@ class JetStream:
 
         async def attempt() -> Stored | None:
             reply = await self._request(f"DIRECT.GET.{stream}.{subject}", b"")
-            if reply.status is None:
+            if reply.is_stored:
                 return Stored.from_direct(reply)
             expect_not_found(reply)
             return None
@@ -338,14 +354,15 @@ class JetStream:
             expect_not_found(end)
         return Latest(messages, int(end.headers.get(UP_TO, "0")))
 
-    async def messages(self, stream: str, subject: str, *, count: int, batch: int) -> AsyncIterator[Stored]:
-        """The first `count` messages on `subject` in stream order, read `batch` at a time.
+    async def messages(
+        self, stream: str, subject: str, *, count: int, batch: int, start: int = 1, before: int = 0
+    ) -> AsyncIterator[Stored]:
+        """The next `count` messages on `subject` from `start` on, in stream order, read `batch` at a time.
 
-        `count` is what the leader has: a replica that has fewer is asked again, for `patience` seconds.
-        Ends early where the leader has none of them any more.
+        `count`, with the number `before` them, is what the leader has: a replica that has fewer is asked
+        again, for `patience` seconds. Ends early where the leader has none of them any more.
         """
-        start = 1
-        total = count
+        total = before + count
         while count > 0:
             attempt = partial(self._batch, stream, subject, start, min(batch, count), total)
             messages = await retrying(attempt, patience=self.patience)
@@ -370,7 +387,7 @@ class JetStream:
         ended: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
 
         def take(message: Message) -> None:
-            if message.status is None:
+            if message.is_stored:
                 stored = Stored.from_direct(message)
                 messages[stored.seq] = stored
             elif not ended.done():
@@ -399,7 +416,7 @@ class JetStream:
 
         async def attempt() -> Message | None:
             reply = await self._request(f"DIRECT.GET.{stream}", body)
-            if reply.status is None:
+            if reply.is_stored:
                 return reply
             expect_not_found(reply)
             return None

@@ -11,6 +11,11 @@ MALFORMED: Final = "Natsblob-Malformed"
 
 MAX_HEADERS: Final = 16 * 1024
 """Bytes of a header block that are parsed; a larger one is malformed."""
+_TAIL: Final = 1024
+"""Bytes at the end of a larger one that are parsed: what a server adds to a stored message stands there."""
+
+SUBJECT: Final = "Nats-Subject"
+"""Added by the server to each stored message that a direct read delivers, behind what was stored."""
 
 DESCRIPTION: Final = "Description"
 _VERSION: Final = b"NATS/1.0"
@@ -26,11 +31,21 @@ class Message(NamedTuple):
     reply: str
     data: bytes
     headers: Headers
+    block: bytes = b""
+    """The header block as it came."""
 
     @property
     def status(self) -> str | None:
-        """The inline status of a message that a server made (`204`, `404`, `503`), if any."""
-        return self.headers.get(STATUS)
+        """The inline status of a message that a server made (`204`, `404`, `503`), if any.
+
+        A stored message has none: older servers keep the status line that its publisher wrote.
+        """
+        return None if self.is_stored else self.headers.get(STATUS)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether this is a stored message from a direct read: all other headers are its publisher's then."""
+        return SUBJECT in self.headers
 
     def __repr__(self) -> str:
         return f"Message({self.subject!r}, {len(self.data)} bytes)"
@@ -42,12 +57,12 @@ def parse_headers(block: bytes | None) -> Headers:
     A status is taken from the first line only, where servers put it. A line that is not `Name: value`
     with a printable ASCII name and a printable UTF-8 value, or a block over `MAX_HEADERS`, sets
     `MALFORMED`, so that a service can refuse the request. The client library would stop reading the
-    connection.
+    connection. Of a name that occurs twice the last value counts: servers add theirs at the end.
     """
     if not block:
         return _NOTHING
     if len(block) > MAX_HEADERS:
-        return {MALFORMED: "1"}
+        return _parse_tail(block)
     first, _, rest = block.partition(b"\r\n")
     headers: Headers = {}
     well_formed = first.startswith(_VERSION) and block.endswith(_END)
@@ -60,6 +75,17 @@ def parse_headers(block: bytes | None) -> Headers:
             well_formed = _parse_line(line, headers) and well_formed
     if not well_formed:
         headers[MALFORMED] = "1"
+    return headers
+
+
+def _parse_tail(block: bytes) -> Headers:
+    """What the last lines of a block say that is too large to be parsed."""
+    headers: Headers = {}
+    _, _, lines = block[-_TAIL:].partition(b"\r\n")
+    for line in lines.split(b"\r\n"):
+        if line:
+            _parse_line(line, headers)
+    headers[MALFORMED] = "1"
     return headers
 
 

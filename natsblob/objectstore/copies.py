@@ -85,7 +85,7 @@ async def _answers(jetstream: JetStream, stream: str, request: dict[str, object]
     all_answered = asyncio.Event()
 
     def take(message: Message) -> None:
-        if message.status is None:
+        if message.is_stored:
             frames.append(message)
             return
         (ends if message.status in _ENDS else refused).add(message.subject)

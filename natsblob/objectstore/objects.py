@@ -10,7 +10,8 @@ from itertools import pairwise
 from typing import Any, Final, TypeVar
 
 from natsblob.broker.cleanup import shielded
-from natsblob.broker.jetstream import MAX_SUBJECTS, SUBJECT, Stored
+from natsblob.broker.jetstream import MAX_SUBJECTS, Stored
+from natsblob.broker.message import SUBJECT
 from natsblob.broker.retry import retrying
 from natsblob.broker.scan import Subjects, every
 from natsblob.broker.translate import LostRaceError
@@ -34,7 +35,7 @@ from natsblob.objectstore.info import (
     is_plain_subject,
     new_nuid,
 )
-from natsblob.objectstore.reader import ChunkSource, exact_start_of, read_chunks
+from natsblob.objectstore.reader import MOST_MESSAGES, ChunkSource, exact_start_of, read_chunks
 from natsblob.objectstore.writer import Written, write_chunk, write_chunks
 
 T = TypeVar("T")
@@ -61,7 +62,7 @@ class Objects:
         self._jetstream = bucket.jetstream
         self._layout = bucket.layout
         self.chunk_size = chunk_size_for(self._jetstream.connection.max_payload, chunk_size)
-        self.window = max(1, window_bytes // self.chunk_size)
+        self.window = max(1, min(window_bytes // self.chunk_size, MOST_MESSAGES))
         """Chunks in one window."""
         self._window_bytes = window_bytes
 
@@ -215,10 +216,12 @@ class Objects:
         async def still_there() -> None:
             await self._still_there(info)
 
-        source = ChunkSource(self._jetstream, self._layout, info, still_there, verify=verify, sums=sums)
+        window = max(1, min(self._window_bytes // info.chunk_size, MOST_MESSAGES))
+        source = ChunkSource(
+            self._jetstream, self._layout, info, still_there, window=window, verify=verify, sums=sums
+        )
         if stop - first == 1 and (seq := exact_start_of(info, first)) is not None:
             return self._read_one(source, first, seq)
-        window = max(1, self._window_bytes // info.chunk_size)
         return read_chunks(source, self._jetstream, range(first, stop), window=window)
 
     async def _read_adopted(

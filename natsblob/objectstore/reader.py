@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 
 from natsblob import chunking, wire
 from natsblob.broker.frames import read_frames
@@ -14,6 +15,8 @@ from natsblob.objectstore.info import Layout, ObjectInfo
 
 PATIENCE = 30.0
 """Seconds without a new chunk after which a read gives up."""
+MOST_MESSAGES = 4096
+"""Messages in one window, however small: a reader takes them in one after the other, without flow control."""
 AHEAD = 2
 """Windows asked for at a time."""
 _BAD_COPIES = 6
@@ -35,6 +38,7 @@ class ChunkSource:
         info: ObjectInfo,
         still_there: StillThere,
         *,
+        window: int,
         verify: bool,
         sums: Sums | None = None,
     ) -> None:
@@ -44,6 +48,7 @@ class ChunkSource:
         self.subject = layout.chunks(info.nuid)
         self._info = info
         self._still_there = still_there
+        self._window = window
         self._verify = verify
         self._seen: dict[int, int] = {}
         """Stream sequences of the chunks that came last, by index."""
@@ -52,7 +57,7 @@ class ChunkSource:
         self._uneven = 0
         self._is_unproven = False
 
-    async def ask(self, first: int, count: int, reply: str, attempt: int) -> None:
+    async def ask(self, first: int, count: int, reply: str, attempt: int) -> Mapping[int, bytes] | None:
         if self._bad >= _BAD_COPIES:
             raise BlobCorruptError("a chunk fails its checksum on every copy that could be read")
         if self._uneven >= _BAD_COPIES:
@@ -64,8 +69,29 @@ class ChunkSource:
             raise UnprovenError("nothing is stored that would prove this chunk")
         if attempt >= 2:
             await self._still_there()
-        start = self._start(first, trust_marks=attempt == 0)
-        await self._jetstream.request_batch(self._stream, self.subject, start, count, reply)
+        # Chunks that lie in another order are before the place where this one should be.
+        back = min(first, 4 ** (attempt - 1), self._window // 2) if attempt >= 2 else 0
+        start = self._start(first - back, trust_marks=attempt == 0)
+        wanted = min(count + back, self._window)
+        await self._jetstream.request_batch(self._stream, self.subject, start, wanted, reply)
+        return await self._from_leader(first) if attempt >= 3 else None
+
+    async def _from_leader(self, index: int) -> Mapping[int, bytes] | None:
+        """The chunk, if it is the next one behind where it should be: not as a direct read delivers it."""
+        start = self._start(index, trust_marks=False)
+        stored = None
+        with suppress(BlobError):
+            stored = await self._jetstream.next_at_leader(self._stream, self.subject, start)
+        if stored is None:
+            return None
+        found = wire.chunk_index(stored.headers)
+        frame = Message(stored.subject, "", stored.data, stored.headers)
+        is_next = index == 0 or index - 1 in self._seen
+        here = index if found is None and is_next else found
+        if here != index or not self._is_good(index, frame):
+            return None
+        self._remember(index, stored.seq)
+        return {index: stored.data}
 
     def place(self, frame: Message) -> int | None:
         """By the index that natsblob writes, else by how many chunks are still to come."""
@@ -75,10 +101,13 @@ class ChunkSource:
             index = self._info.chunks - 1 - int(pending) if pending.isdecimal() else -1
         seq = frame.headers.get(SEQUENCE, "")
         if seq.isdecimal() and index >= 0:
-            self._seen[index] = int(seq)
-            if len(self._seen) > _REMEMBERED:
-                del self._seen[next(iter(self._seen))]
+            self._remember(index, int(seq))
         return index if self._is_good(index, frame) else None
+
+    def _remember(self, index: int, seq: int) -> None:
+        self._seen[index] = seq
+        if len(self._seen) > _REMEMBERED:
+            del self._seen[next(iter(self._seen))]
 
     def _is_good(self, index: int, frame: Message) -> bool:
         info = self._info

@@ -9,10 +9,10 @@ outlive the chunks, until maintenance removes them (ADR 0005).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from itertools import pairwise
 from typing import Literal
 
@@ -21,20 +21,21 @@ import msgspec
 from natsblob import chunking, wire
 from natsblob.broker.cleanup import shielded
 from natsblob.broker.jetstream import Stored
-from natsblob.broker.message import MALFORMED
 from natsblob.broker.translate import LostRaceError
 from natsblob.chunking import Seen
+from natsblob.digest import Digest
 from natsblob.errors import (
     BadRequestError,
     ConflictError,
     DigestMismatchError,
     UploadExpiredError,
 )
-from natsblob.hashing import ConcurrentHasher
+from natsblob.objectstore.canonical import most_messages
 from natsblob.objectstore.copies import most_counted
 from natsblob.objectstore.expiry import is_lasting
 from natsblob.objectstore.info import Entry
 from natsblob.objectstore.objects import Objects
+from natsblob.objectstore.survey import Survey, places_as_seen, staged_messages
 from natsblob.objectstore.turns import Turns
 from natsblob.objectstore.writer import Written
 from natsblob.wire import CommitRequest, Marks, marks_of
@@ -83,6 +84,7 @@ class Staging:
 
         `seen` is what their digest was as they passed a worker, if it saw them all; otherwise they are
         read back. `DigestMismatchError` where they are not what the request says: they are dropped.
+        `BadRequestError` where they cannot be an upload of this size: they are dropped, too.
         `UploadExpiredError` where there are none, or where they are too old or were dropped.
         """
         count = await self._count(stage, request.chunks)
@@ -97,7 +99,7 @@ class Staging:
         if before is not None and before.is_content and await self._lasts(before, stage):
             return await self._give_way(stage, written, before)
         if written.nuid != stage:
-            return await self._name_copy(stage, written, before)
+            return await self._name_copy(stage, request, written, before)
         decided = await self._decide(stage, Decision("commit", name))
         if decided.decision.action == "drop":
             return await self._settled_before(stage, request)
@@ -156,19 +158,16 @@ class Staging:
         raise _unknown()
 
     async def _verified(self, stage: str, request: CommitRequest, seen: Seen | None, count: int) -> Written:
-        """The staged chunks: as they were seen, else read back, and copied where they lie out of order."""
-        stored_here = seen is not None and seen.seqs is not None
-        marks = marks_of(seen.seqs) if seen and seen.seqs is not None else request.marks
-        if (
-            seen
-            and marks
-            and count == seen.chunks
-            and (seen.size, seen.chunks) == (request.size, request.chunks)
-            and (stored_here or await self._marks_hold(stage, marks, count))
-        ):
-            written = Written(stage, seen.size, seen.chunks, seen.chunk_size, seen.digest, marks, _now())
+        """The staged chunks: as they were seen, else read back, and written anew if not canonical."""
+        if max(count, request.chunks) > most_messages(request.size, self._objects.chunk_size):
+            await self._drop_unless_committed(stage)
+            raise BadRequestError("far more chunks than the declared size needs; they are dropped")
+        if seen is not None and not self._is_whole(seen, request, count):
+            seen = None
+        if seen is not None and (seqs := await self._places(stage, seen, request.marks)) is not None:
+            written = self._written(stage, request, seen.digest, seqs)
         else:
-            written = await self._read_back(stage, request, count)
+            written = await self._read_back(stage, request, count, seen)
         if request.digest is not None and written.digest != request.digest:
             if written.nuid != stage:
                 await shielded(self._objects.drop(written.nuid))
@@ -179,56 +178,47 @@ class Staging:
     def _messages(self, stage: str, count: int) -> AsyncGenerator[Stored, None]:
         """The first `count` staged messages, in turn with other uploads. Close it if not read to its end."""
         window = self._objects.window
-        messages = self._jetstream.messages(
-            self._layout.stream, self._layout.chunks(stage), count=count, batch=window
-        )
+        messages = staged_messages(self._jetstream, self._layout, stage, count=count, batch=window)
         return self._turns.share(messages, count=count, each=window)
 
-    async def _marks_hold(self, stage: str, marks: Marks, chunks: int) -> bool:
-        """Whether the chunks lie where the client says: readers are sent there without a further look.
+    def _is_whole(self, seen: Seen, request: CommitRequest, count: int) -> bool:
+        """Whether all that is stored was seen, as the request says, in chunks of this store's size."""
+        own = self._objects.chunk_size
+        is_own_size = seen.chunk_size == own or (seen.chunks <= 1 and seen.size <= own)
+        declared = (seen.size, seen.chunks) == (request.size, request.chunks)
+        return is_own_size and declared and count == seen.chunks == chunking.count(seen.size, own)
 
-        In order, that is: other clients read them in the order of the stream.
-        """
-        claimed = {index * marks.every: seq for index, seq in enumerate(marks.seqs)}
-        if len(claimed) != chunking.count(chunks, marks.every):
-            return False
-        if not all(before < after for before, after in pairwise(marks.seqs)):
-            return False
-        if len(claimed) == 1:  # stands for chunks one behind the other
-            claimed[chunks - 1] = marks.seqs[0] + chunks - 1
-        places = list(claimed.items())
-        for start in range(0, len(places), self._objects.window):
-            some = places[start : start + self._objects.window]
-            if not all(await asyncio.gather(*(self._lies_at(stage, index, seq) for index, seq in some))):
-                return False
-        return True
+    async def _places(self, stage: str, seen: Seen, marks: Marks | None) -> Sequence[int] | None:
+        """Where chunks that were seen lie, if in their order: others are to be read back and written anew."""
+        if seen.seqs is not None or seen.chunks == 0:
+            seqs = seen.seqs or ()
+            return seqs if all(before < after for before, after in pairwise(seqs)) else None
+        if marks is None or not marks.seqs:
+            return None
+        return await places_as_seen(self._jetstream, self._layout, stage, seen, max(1, marks.seqs[0]))
 
-    async def _lies_at(self, stage: str, index: int, seq: int) -> bool:
-        stored = await self._jetstream.at(self._layout.stream, seq)
-        if stored is None or stored.subject != self._layout.chunks(stage):
-            return False
-        return wire.chunk_index(stored.headers) == index
+    def _written(self, stage: str, request: CommitRequest, digest: Digest, seqs: Sequence[int]) -> Written:
+        marks = marks_of(seqs)
+        return Written(stage, request.size, request.chunks, self._objects.chunk_size, digest, marks, _now())
 
-    async def _read_back(self, stage: str, request: CommitRequest, count: int) -> Written:
-        survey = Survey(request.size, request.chunks)
-        async with aclosing(self._messages(stage, count)) as messages:
-            async for stored in messages:
-                await survey.add(stored)
-        if survey.seen < count:
-            raise _PurgedError
-        now = await self._jetstream.now(self._layout.stream)
-        if survey.newest is not None and now - survey.newest > self._expiry:
-            raise _unknown()
+    async def _read_back(self, stage: str, request: CommitRequest, count: int, seen: Seen | None) -> Written:
+        survey = Survey(stage, request.size, request.chunks, self._objects.chunk_size, seen)
         try:
+            async with aclosing(self._messages(stage, count)) as messages:
+                async for stored in messages:
+                    await survey.add(stored)
+            if survey.seen < count:
+                raise _PurgedError
+            now = await self._jetstream.now(self._layout.stream)
+            if survey.newest is not None and now - survey.newest > self._expiry:
+                raise _unknown()
             survey.check()
-        except DigestMismatchError:
+        except (BadRequestError, DigestMismatchError):
             await self._drop_unless_committed(stage)
             raise
-        if not survey.in_order:
+        if not survey.is_canonical:
             return await self._copy([survey.places[index] for index in range(request.chunks)])
-        digest = await survey.hasher.digest()
-        marks = marks_of(survey.seqs)
-        return Written(stage, request.size, request.chunks, survey.chunk_size, digest, marks, _now())
+        return self._written(stage, request, await survey.hasher.digest(), survey.seqs)
 
     async def _copy(self, places: list[int]) -> Written:
         """The staged chunks, at these stream sequences, written anew in order: so other clients read them."""
@@ -282,8 +272,19 @@ class Staging:
             return Committed(newest, created=False)
         return Committed(entry, created=True)
 
-    async def _name_copy(self, stage: str, copy: Written, before: Entry | None) -> Committed:
-        """Name a copy that only this call knows, and let the chunks go that it was made from."""
+    async def _name_copy(
+        self, stage: str, request: CommitRequest, copy: Written, before: Entry | None
+    ) -> Committed:
+        """Name a copy that only this call knows, and let the chunks go that it was made from.
+
+        Not if the stage was dropped, or was committed and its blob deleted since.
+        """
+        stored = await self._jetstream.last_at_leader(self._layout.stream, self._layout.decision(stage))
+        if stored is not None:
+            is_dropped = _decode(stored).action == "drop"
+            if is_dropped or (before is not None and before.seq > stored.seq):
+                await shielded(self._objects.drop(copy.nuid))
+                return await self._settled_before(stage, request)
         committed = await self._name(copy, before)
         await self._drop_unless_committed(stage, copy.digest.hex)
         return committed
@@ -307,61 +308,6 @@ class Staging:
 
 class _PurgedError(Exception):
     """The chunks went away while they were read: somebody decided about them meanwhile."""
-
-
-class Survey:
-    """Staged chunks as they are read back in stream order: are they all there, and in their order?"""
-
-    def __init__(self, size: int, chunks: int) -> None:
-        self._size = size
-        self._chunks = chunks
-        self._sums: dict[int, str] = {}
-        self._lengths: dict[int, int] = {}
-        self.seen = 0
-        self.hasher = ConcurrentHasher()
-        self.seqs: list[int] = []
-        """Stream sequences of the chunks for as long as they came in order."""
-        self.places: dict[int, int] = {}
-        """Stream sequence of each chunk that was found."""
-        self.newest: datetime | None = None
-
-    async def add(self, stored: Stored) -> None:
-        """Take the next message; `BadRequestError` where it cannot be a chunk of this upload."""
-        index = wire.chunk_index(stored.headers)
-        if index is None or index >= self._chunks:
-            raise BadRequestError("a chunk without an index, or beyond the declared count, was published")
-        if not stored.data or MALFORMED in stored.headers:
-            raise BadRequestError(f"chunk {index} is empty, or a header of it is malformed")
-        found = wire.chunk_sum(stored.data)
-        if stored.headers.get(wire.SUM, found) != found:
-            raise BadRequestError(f"chunk {index} is not what its {wire.SUM} says")
-        if self._sums.setdefault(index, found) != found:
-            raise BadRequestError(f"two different contents were published for chunk {index}")
-        self._lengths[index] = len(stored.data)
-        self.places.setdefault(index, stored.seq)
-        if index == self.seen == len(self.seqs):
-            self.seqs.append(stored.seq)
-            await self.hasher.update(stored.data)
-        self.seen += 1
-        self.newest = max(stored.time, self.newest or stored.time)
-
-    @property
-    def chunk_size(self) -> int:
-        return self._lengths.get(0, 1)
-
-    @property
-    def in_order(self) -> bool:
-        """Whether the messages are the chunks, each once and in order."""
-        return self.seen == len(self.seqs) == self._chunks
-
-    def check(self) -> None:
-        """`DigestMismatchError` where chunks are missing or do not add up to the declared size,
-        `BadRequestError` where they are not all of one length."""
-        if len(self._lengths) != self._chunks or sum(self._lengths.values()) != self._size:
-            raise DigestMismatchError("the stored chunks are not those that were declared; nothing is stored")
-        for index, length in self._lengths.items():
-            if length != chunking.length(index, self._size, self.chunk_size):
-                raise BadRequestError(f"chunk {index} has another size than the chunks before it")
 
 
 def _decode(stored: Stored) -> Decision:

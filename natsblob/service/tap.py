@@ -1,8 +1,9 @@
 """Watching the chunks of uploads pass on their way into the stream, and hashing them meanwhile.
 
 An optimisation and nothing more: whatever a tap is not sure of, it has not seen, and the commit reads
-the stored chunks back. Sure it is only of chunks that came each once, in order, over a connection that
-was not interrupted; and the commit compares their number with what the stream holds (ADR 0005).
+the stored chunks back. Sure it is only of chunks that came each once, in order, with exactly the headers that
+they have to have, over a connection that was not interrupted; and the commit compares each with what the
+stream holds (ADR 0005, ADR 0014).
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Final, Self
 
 from natsblob import wire
 from natsblob.broker.connection import Connection
-from natsblob.broker.message import MALFORMED, Message
+from natsblob.broker.message import Message
 from natsblob.chunking import Seen
 from natsblob.hashing import ConcurrentHasher
+from natsblob.objectstore.canonical import is_canonical
 from natsblob.service.limits import ByteBudget
 
 MAX_TAPS: Final = 8
@@ -33,7 +35,8 @@ _CATCH_UP: Final = 2.0
 class Tap:
     """One upload as it passes. Runs as a task of `Taps`."""
 
-    def __init__(self, connection: Connection, budget: ByteBudget) -> None:
+    def __init__(self, connection: Connection, budget: ByteBudget, stage: str) -> None:
+        self._stage = stage
         self._budget = budget
         self._connection = connection
         self._epoch = connection.epoch
@@ -58,8 +61,7 @@ class Tap:
         if self._broken:
             return
         size = len(message.data)
-        is_chunk = size > 0 and MALFORMED not in message.headers
-        in_turn = is_chunk and wire.chunk_index(message.headers) == self._taken
+        in_turn = size > 0 and wire.chunk_index(message.headers) == self._taken
         full_so_far = self._size == self._taken * self._chunk_size
         fits = size <= (self._chunk_size or size)
         if in_turn and full_so_far and fits and self._budget.hold(size):
@@ -96,7 +98,7 @@ class Tap:
 
     async def _hash(self, message: Message) -> None:
         found = wire.crc32(message.data)
-        if message.headers.get(wire.SUM) not in (None, wire.sum_header(found)):
+        if not is_canonical(message.block, self._stage, self._hashed, found):
             self._broken = True
         else:
             self._sums.append(found)
@@ -131,7 +133,7 @@ class Taps:
         """Begin to watch an upload; on return nothing that is published from now on is missed."""
         if len(self._taps) >= self._most:
             return
-        tap = Tap(self._connection, self._budget)
+        tap = Tap(self._connection, self._budget, stage)
         task = asyncio.create_task(tap.run(subject))
         self._taps[stage] = (tap, task)
         task.add_done_callback(lambda _: self._ended(stage))

@@ -168,7 +168,8 @@ class Upload:
         self.sizes.setdefault(index, len(chunk))
         complete = {"Blob-Chunk": str(index), "Blob-Sum": f"crc32={zlib.crc32(chunk):08x}"}
         if once:
-            complete["Nats-Msg-Id"] = f"{self.id}.{index}"
+            stage = str(self.opened["chunk_subject"]).rpartition(".")[2]
+            complete["Nats-Msg-Id"] = f"{stage}.{index}"
         complete.update(headers or {})
         message = await self.raw.nc.request(
             self.opened["chunk_subject"], chunk, timeout=TIMEOUT, headers=complete

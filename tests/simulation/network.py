@@ -13,7 +13,7 @@ from natsblob.broker.client import DirectClient, Handler
 from natsblob.broker.connection import Connection
 from natsblob.broker.message import Message
 from natsblob.errors import UnavailableError
-from natsblob.wire import Headers
+from natsblob.wire import STATUS, Headers
 from tests.simulation.faults import Faults
 from tests.simulation.stream import ViolationError
 
@@ -60,7 +60,7 @@ class SimulatedClient:
             raise UnavailableError("the connection to NATS is interrupted")
         if not subject.startswith("$JS."):
             self._bound(reply)
-        self._network.to_server(self, Message(subject, reply, bytes(data), headers or {}))
+        self._network.to_server(self, packed(subject, reply, bytes(data), headers or {}))
 
     def _bound(self, reply: str) -> None:
         """What windows of publishers are for: a server drops the client with too much on its way."""
@@ -82,21 +82,14 @@ class SimulatedClient:
     async def flush(self) -> None:
         await asyncio.sleep(_HOP)
 
-    def deliver(self, message: Message) -> None:
+    def deliver(self, message: Message, address: str) -> None:
+        """Hand on what was sent to `address`: consumers send messages of other subjects there."""
         if self.is_dead or not self.is_connected:
             return
-        window, _, index = message.subject.rpartition(".")
+        window, _, index = address.rpartition(".")
         self._unanswered.get(window, set()).discard(index)
         for pattern, _, handler in list(self._subscriptions.values()):
-            if matches(pattern, message.subject):
-                handler(message)
-
-    def deliver_to(self, inbox: str, message: Message) -> None:
-        """As a consumer does: on the subject that the message was stored on."""
-        if self.is_dead or not self.is_connected:
-            return
-        for pattern, _, handler in list(self._subscriptions.values()):
-            if pattern == inbox:
+            if matches(pattern, address):
                 handler(message)
 
     def hears(self, subject: str, *, in_queue: bool = False) -> bool:
@@ -105,6 +98,13 @@ class SimulatedClient:
             return False
         groups = [queue for pattern, queue, _ in self._subscriptions.values() if matches(pattern, subject)]
         return any(bool(queue) == in_queue for queue in groups)
+
+
+def packed(subject: str, reply: str, data: bytes, headers: Headers) -> Message:
+    """A message with the header block that these headers make."""
+    status = f" {headers[STATUS]}" if STATUS in headers else ""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if name != STATUS)
+    return Message(subject, reply, data, headers, f"NATS/1.0{status}\r\n{lines}\r\n".encode())
 
 
 def matches(pattern: str, subject: str) -> bool:
@@ -140,24 +140,16 @@ class Network:
         if self._server is not None:
             self._carry((client, "out"), self._server.take, message)
 
-    def route(self, message: Message) -> bool:
+    def route(self, message: Message, to: str | None = None) -> bool:
         """Send to all who listen, and to one of those in a queue group; whether there is anybody."""
-        hearers = [client for client in self.clients if client.hears(message.subject)]
-        members = [client for client in self.clients if client.hears(message.subject, in_queue=True)]
+        address = message.subject if to is None else to
+        hearers = [client for client in self.clients if client.hears(address)]
+        members = [client for client in self.clients if client.hears(address, in_queue=True)]
         if members:
             hearers.append(self._random.choice(members))
         for client in hearers:
-            self.to_client(client, message)
+            self._carry((client, "in"), client.deliver, message, address)
         return bool(hearers)
-
-    def to_client(self, client: SimulatedClient, message: Message) -> None:
-        self._carry((client, "in"), client.deliver, message)
-
-    def push(self, inbox: str, message: Message) -> None:
-        """Send what a consumer delivers to those who listen to `inbox`."""
-        for client in self.clients:
-            if client.hears(inbox):
-                self._carry((client, "in"), client.deliver_to, inbox, message)
 
     def _carry(self, line: Line, arrive: Callable[..., None], *what: Any) -> None:
         random, faults = self._random, self.faults

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from base64 import b64encode
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from random import Random
 from typing import Any, Final
 
@@ -16,13 +15,11 @@ from natsblob.broker.jetstream import EXPECTED_LAST
 from natsblob.broker.message import DESCRIPTION, Message
 from natsblob.objectstore.bucket import UPLOADS_KEY
 from natsblob.wire import MESSAGE_ID, STATUS, Headers
-from tests.simulation.network import Network, matches
-from tests.simulation.stream import Copy, Record, Stream, ViolationError
+from tests.simulation.consumers import FIT, Consumers
+from tests.simulation.network import Network, matches, packed
+from tests.simulation.stream import EPOCH, Copy, Record, Stream, ViolationError
 
-_EPOCH: Final = datetime(2030, 1, 1, tzinfo=UTC)
 _API: Final = "$JS.API."
-_FIT: Final = 3
-"""Messages that fit an answer which is bounded in bytes."""
 _PASSING: Final = (
     (503, 10008, "JetStream system temporarily unavailable"),
     (429, 10167, "too many requests"),
@@ -30,15 +27,6 @@ _PASSING: Final = (
 _IN_PROCESS: Final = (400, 10164, "wrong last sequence")
 _SAME_IN_PROCESS: Final = (409, 10158, "duplicate message id is in process")
 _UNDECIDED: Final = 8.0
-
-
-@dataclass(slots=True)
-class Consumer:
-    """Where a consumer is on the copy that it reads: the next sequence, and how many it has sent."""
-
-    replica: int
-    seq: int
-    place: int = 0
 
 
 class Server:
@@ -52,8 +40,7 @@ class Server:
         self._random = random
         self._in_process: dict[str, str] = {}
         """Subjects on which a message is not decided, and its id."""
-        self._consumers: dict[str, Consumer] = {}
-        self._created = 0
+        self._consumers = Consumers(network, stream, random)
 
     def take(self, message: Message) -> None:
         self.expire()
@@ -109,7 +96,11 @@ class Server:
             self._read(message, rest.removeprefix("."))
             return
         if verb == "CONSUMER.MSG.NEXT":
-            self._deliver(message, rest.removeprefix("."))
+            if self._random.random() < self._network.faults.refused:
+                self._send(message.reply, b"", {STATUS: "503"})
+            else:
+                request = msgspec.json.decode(message.data)
+                self._consumers.next(rest.removeprefix("."), request, message.reply)
             return
         if not self._available(message, as_ack=False):
             return
@@ -119,8 +110,8 @@ class Server:
             "STREAM.PURGE": self._purge,
             "STREAM.MSG.GET": self._message,
             "STREAM.MSG.DELETE": self._remove,
-            "CONSUMER.CREATE": self._consume,
-            "CONSUMER.DELETE": lambda _: self._forget(rest.removeprefix(".")),
+            "CONSUMER.CREATE": self._consumers.create,
+            "CONSUMER.DELETE": lambda _: self._consumers.delete(rest.removeprefix(".")),
         }
         self._answer(message.reply, answers[verb](body))
 
@@ -162,7 +153,10 @@ class Server:
 
     def _message(self, body: dict[str, Any]) -> object:
         leader = self._leader()
-        record = leader.at(body["seq"]) if "seq" in body else leader.last(body["last_by_subj"])
+        if "next_by_subj" in body:
+            record = next(iter(leader.first_from(body["next_by_subj"], body["seq"])), None)
+        else:
+            record = leader.at(body["seq"]) if "seq" in body else leader.last(body["last_by_subj"])
         if record is None:
             return _error(404, 10037, "no message found")
         lines = "".join(f"{name}: {value}\r\n" for name, value in record.headers.items())
@@ -182,35 +176,6 @@ class Server:
         self.stream.remove(body["seq"], at=now)
         return {"success": True}
 
-    def _consume(self, body: dict[str, Any]) -> object:
-        """A consumer without a filter on the copy of one of the servers."""
-        number = self._random.randrange(len(self.stream.replicas))
-        self._created += 1
-        name = f"consumer{self._created}"
-        self._consumers[name] = Consumer(number, body["config"]["opt_start_seq"])
-        return {"name": name, "num_pending": len(self._behind(self._consumers[name]))}
-
-    def _forget(self, name: str) -> object:
-        return {"success": self._consumers.pop(name, None) is not None}
-
-    def _behind(self, consumer: Consumer) -> list[Record]:
-        copy = self.stream.at_replica(consumer.replica, asyncio.get_running_loop().time())
-        return [record for seq, record in copy.records.items() if seq >= consumer.seq and copy.at(seq)]
-
-    def _deliver(self, message: Message, name: str) -> None:
-        """A few of the messages that a consumer has not sent yet, and the status that ends them."""
-        consumer = self._consumers.get(name)
-        if consumer is None or self._random.random() < self._network.faults.refused:
-            self._send(message.reply, b"", {STATUS: "503"})
-            return
-        behind = self._behind(consumer)
-        for number, record in enumerate(behind[:_FIT], 1):
-            consumer.seq, consumer.place = record.seq + 1, consumer.place + 1
-            ack = f"$JS.ACK.s.{name}.1.{record.seq}.{consumer.place}.0.{len(behind) - number}"
-            self._network.push(message.reply, Message(record.subject, ack, b"", record.headers))
-        status = "409" if behind else "404"
-        self._network.push(message.reply, Message(message.reply, "", b"", {STATUS: status}))
-
     def _read(self, message: Message, last_of: str) -> None:
         """A direct read, by whichever replica takes it."""
         random = self._random
@@ -228,7 +193,7 @@ class Server:
                 raise ViolationError(f"{body['batch']} chunks were asked for at once, without flow control")
             found = copy.first_from(body["next_by_subj"], body["seq"])
             counted = copy.counted(body["next_by_subj"]) if body["seq"] <= 1 else len(found)
-            most = _FIT if "max_bytes" in body else body["batch"]
+            most = FIT if "max_bytes" in body else body["batch"]
             self._frames(message.reply, copy, found[:most], counted)
         else:
             single = copy.last(last_of) if last_of else copy.at(body["seq"])
@@ -272,7 +237,7 @@ class Server:
 
     def _send(self, reply: str, data: bytes, headers: Headers) -> None:
         if reply:
-            self._network.route(Message(reply, "", data, headers))
+            self._network.route(packed(reply, "", data, headers))
 
     def _leader(self) -> Copy:
         return self.stream.leader(asyncio.get_running_loop().time())
@@ -281,7 +246,7 @@ class Server:
         return asyncio.get_running_loop().time() + self.clock_offset
 
     def _stamp(self, time: float) -> str:
-        return (_EPOCH + timedelta(seconds=time)).isoformat()
+        return (EPOCH + timedelta(seconds=time)).isoformat()
 
 
 def _error(code: int, err_code: int, description: str) -> dict[str, Any]:

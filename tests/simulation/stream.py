@@ -6,6 +6,7 @@ import hashlib
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
@@ -14,6 +15,8 @@ from natsblob import wire
 from natsblob.objectstore.info import Layout, ObjectInfo
 from natsblob.wire import Headers
 
+EPOCH: Final = datetime(2030, 1, 1, tzinfo=UTC)
+"""What the clocks of servers begin with."""
 DEDUPLICATION: Final = 120.0
 """Seconds for which message ids are remembered."""
 MAX_BYTES_REACHED: Final = (400, 10077, "maximum bytes exceeded")

@@ -10,7 +10,7 @@ import pytest
 
 from natsblob import wire
 from natsblob.broker.connection import Connection
-from natsblob.broker.message import MALFORMED, Message
+from natsblob.broker.message import MALFORMED, Message, parse_headers
 from natsblob.digest import Digest
 from natsblob.hashing import ConcurrentHasher
 from natsblob.service import tap as module
@@ -41,9 +41,11 @@ class Passing(Connection):
 
     def pass_by(self, index: int, data: bytes, **headers: str) -> None:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        complete = {wire.CHUNK: str(index), wire.SUM: wire.chunk_sum(data), **named}
+        complete = {**wire.chunk_headers("stage", index, data), **named}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in complete.items())
+        block = f"NATS/1.0\r\n{lines}\r\n".encode()
         for handler in self.handlers:
-            handler(Message("s", "", data, complete))
+            handler(Message("s", "", data, parse_headers(block), block))
 
 
 @pytest.fixture
@@ -75,6 +77,9 @@ ODD: dict[str, Callable[[Passing], None]] = {
     "wrong sum": lambda passing: passing.pass_by(2, CHUNKS[2], Blob_Sum="crc32=00000000"),
     "malformed": lambda passing: passing.pass_by(2, CHUNKS[2], **{MALFORMED: "1"}),
     "no index": lambda passing: passing.pass_by(2, CHUNKS[2], Blob_Chunk="x"),
+    "a further header": lambda passing: passing.pass_by(2, CHUNKS[2], X="y"),
+    "another id": lambda passing: passing.pass_by(2, CHUNKS[2], Nats_Msg_Id="stage.02"),
+    "leading zero": lambda passing: passing.pass_by(2, CHUNKS[2], Blob_Chunk="02"),
     "interrupted": lambda passing: setattr(passing, "epoch", 1),
 }
 

@@ -220,7 +220,7 @@ async def check_replies(connection: Connection, prefix: str, digest: Digest) -> 
 
     def take(frame: Message) -> None:
         frames.append(frame)
-        if frame.status is not None or wire.ERROR_CODE in frame.headers:
+        if not frame.is_stored and (frame.status is not None or wire.ERROR_CODE in frame.headers):
             ended.set()
 
     request = wire.encode(GetRequest(digest, mode="stream", first=0, count=1))
