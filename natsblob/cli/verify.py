@@ -127,7 +127,7 @@ async def _compare(one: Stored, metrics: Path | None, common: Common) -> Exit:
 
     found = await Comparer(one.objects, one.copies).compare()
     if metrics:
-        exposition.write(found, metrics)
+        await exposition.write(found, metrics)
     await show(found, common)
     if found.lost:
         say(f"{len(found.lost)} blobs are whole on no server: put the originals again, or remove them")

@@ -6,15 +6,17 @@ node exporter's textfile collector, or whatever gathers metrics, picks them up.
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
+from natsblob.client.download import save
 from natsblob.maintenance.replicas import Comparison
 
 
-def write(found: Comparison, path: Path) -> None:
-    """Replace the file at `path` at once, so that nobody reads half of it; `OSError` where it cannot be."""
+async def write(found: Comparison, path: Path) -> None:
+    """Replace the file at `path` at once, so that nobody reads half of it; `OSError` if it cannot be."""
     registry = CollectorRegistry()
 
     def gauge(name: str, about: str, *labels: str) -> Gauge:
@@ -33,4 +35,8 @@ def write(found: Comparison, path: Path) -> None:
         if node.read:
             lacking.labels(found.bucket, node.name).set(node.lacking)
             damaged.labels(found.bucket, node.name).set(node.damaged)
-    write_to_textfile(str(path), registry)
+    await save(_once(generate_latest(registry)), path)
+
+
+async def _once(text: bytes) -> AsyncGenerator[bytes, None]:
+    yield text
