@@ -21,7 +21,7 @@ moment more; within two seconds of the first chunk a worker is asked."""
 _REOPEN: Final = 10.0
 """Seconds for a worker to take over an upload."""
 _FROZEN: Final = 1.5 * ACK_TIMEOUT
-"""Seconds without any answer after which a worker counts as lost that still has its subscription."""
+"""Seconds without any answer after which whoever answered before is not waited for any more."""
 
 _DIRECT: Final = "direct"
 """The feature of a service that has chunks published into the stream."""
@@ -74,7 +74,7 @@ class Way:
             return OpenRequest(upload=upload, relayed=True) if is_lost else None
         if isinstance(trouble, NotAllowedError):
             self._service.is_relayed = True
-        elif self._has_left_stream or silent < UNHEARD or (answered and not is_gone):
+        elif self._has_left_stream or silent < (UNHEARD if is_gone or not answered else _FROZEN):
             return None
         self._has_left_stream = True
         return OpenRequest(upload=upload if answered else None, relayed=True)
