@@ -23,7 +23,7 @@ from natsblob.objectstore.adopted import MAX_SUMS, sum_bytes
 from natsblob.objectstore.info import Entry, claim_of, digest_of
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.requirements import refuse_unfit
-from natsblob.wire import CHUNK, ERROR_CODE, STATUS, SUM
+from natsblob.wire import CHUNK, ERROR_CODE, STATUS, SUM, chunk_sum
 
 Outcome: TypeAlias = Literal["adopted", "copied", "present", "corrupt", "unreadable", "refused", "gone"]
 OnBytes: TypeAlias = Callable[[int], None]
@@ -31,8 +31,8 @@ OnBytes: TypeAlias = Callable[[int], None]
 
 _ADDRESS: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _BATCH_BYTES: Final = 8 * 1024 * 1024
-_ODD: Final = {CHUNK, SUM, STATUS, ERROR_CODE, MALFORMED}
-"""Headers that would have a reader take a chunk of another client for something else."""
+_ODD: Final = {STATUS, ERROR_CODE, MALFORMED}
+"""Headers that would have a reader take a chunk for something else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,14 @@ async def adopt(objects: Objects, on_bytes: OnBytes | None = None) -> AsyncGener
         if not entry.is_readable:
             name = entry.info.name or subject
             yield Adoption(name, "unreadable", 0, None, "its metadata cannot be read")
-        elif entry.is_content and entry.info.marks is None:
+        elif entry.is_content and not _is_own(entry):
             yield await adopter.adopt(subject, entry)
+
+
+def _is_own(entry: Entry) -> bool:
+    """Whether natsblob stored it, as a blob; others may copy natsblob's metadata with an object."""
+    claimed = digest_of(entry.info)
+    return entry.info.marks is not None and claimed is not None and claimed.hex == entry.info.name
 
 
 class _Adopter:
@@ -177,7 +183,7 @@ class _Adopter:
             chunk_size = chunk_size or len(data)
             if not data or len(data) > chunk_size or (chunks and last < chunk_size):
                 why = "its chunks have different lengths"
-            elif _ODD & stored.headers.keys():
+            elif _is_odd(stored, chunks):
                 why = "its chunks have headers that are not those of an object"
             elif len(data) > self._largest or chunks >= MAX_SUMS:
                 why = "its chunks are too large, or too many"
@@ -199,3 +205,11 @@ class _Adopter:
             if self._on_bytes:
                 self._on_bytes(len(stored.data))
             yield stored
+
+
+def _is_odd(stored: Stored, index: int) -> bool:
+    """Whether a chunk has headers by which a reader would misplace it, or not take it for a chunk."""
+    headers = stored.headers
+    own_sum = chunk_sum(stored.data) if SUM in headers else None
+    is_own = headers.get(CHUNK, str(index)) == str(index) and headers.get(SUM) == own_sum
+    return not is_own or bool(_ODD & headers.keys())

@@ -46,12 +46,11 @@ def sum_bytes(chunk: bytes) -> bytes:
     return bytes.fromhex(chunk_sum(chunk).removeprefix(_PREFIX))
 
 
-def link_to(target: Entry, digest: Digest, chunk_size: int, sums: Written) -> ObjectInfo:
-    """The metadata of a link from a digest to an object whose chunks have these sums.
+def link_to(bucket: str, target: Entry, digest: Digest, chunk_size: int, sums: Written) -> ObjectInfo:
+    """The metadata of a link from a digest to an object of the same bucket, whose chunks have these sums.
 
     It has the size and the digest of the object, for those who list links without following them.
     """
-    bucket = target.info.bucket
     adopted = f"{target.info.nuid} {chunk_size} {sums.chunk_size}"
     return ObjectInfo(
         name=digest.hex,

@@ -152,6 +152,11 @@ def is_plain_subject(subject: str) -> bool:
     return not subject or all(map(_PLAIN.fullmatch, subject.split(".")))
 
 
+def is_askable(subject: str) -> bool:
+    """Whether what lies on a subject can be asked for by it: not if it has wildcards or bytes of no text."""
+    return all(is_token(token) for token in subject.split("."))
+
+
 def nuid_in(data: bytes) -> str:
     """The name of chunks that unreadable metadata mentions, or "": they are not to be collected."""
     found = _NUID.search(data)

@@ -32,6 +32,7 @@ from natsblob.objectstore.info import (
     encode_info,
     encode_marks,
     is_address,
+    is_askable,
     is_plain_subject,
     new_nuid,
 )
@@ -363,7 +364,8 @@ class Objects:
 
         written = await self.write(source())
         return await self._or_drop(
-            written.nuid, self._publish(link_to(target, digest, chunk_size, written), expected_last)
+            written.nuid,
+            self._publish(link_to(self.bucket.name, target, digest, chunk_size, written), expected_last),
         )
 
     async def delete(self, name: str) -> Entry:
@@ -387,6 +389,9 @@ class Objects:
         """All metadata and its subjects, which not every client encodes alike; also what cannot be read."""
         some: list[str] = []
         async for subject, _ in self.subjects():
+            if not is_askable(subject):
+                yield subject, Entry(ObjectInfo("", "", ""), 0, datetime.now(UTC), is_readable=False)
+                continue
             some.append(subject)
             if len(some) == _AT_ONCE:
                 for found in await self._newest_on(some):

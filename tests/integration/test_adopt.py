@@ -24,7 +24,7 @@ from natsblob.objectstore.bucket import Bucket, BucketConfig
 from natsblob.objectstore.info import new_nuid
 from natsblob.objectstore.objects import Objects
 from natsblob.testing.payloads import cut, pattern
-from tests.integration.raw import CHUNK, Raw, service
+from tests.integration.raw import CHUNK, Raw, Wire, service
 
 ABSENT: Any = object()
 NULLS = {"description": None, "headers": None, "metadata": None, "mtime": None, "deleted": None}
@@ -123,7 +123,7 @@ EVEN_META: dict[str, Any] = {"options": {"max_chunk_size": CHUNK}}
         ({**EVEN_META, "digest": Digest.of(b"".join(EVEN)).adr20().lower()[:8] + "AAAA"}, "adopted"),
         ({**EVEN_META, "digest": Digest.of(b"".join(EVEN)).adr20().rstrip("=")}, "adopted"),
         ({**EVEN_META, "extra": {"a": [1]}, "metadata": {"a": 1}}, "adopted"),
-        ({**EVEN_META, "description": "x" * 200_000}, "adopted"),
+        ({**EVEN_META, "description": "x" * 1_000_000}, "adopted"),
         ({**EVEN_META, "chunks": 9}, "copied"),
         ({**EVEN_META, "size": 1}, "copied"),
         ({**EVEN_META, "digest": Digest.of(b"other").adr20()}, "corrupt"),
@@ -252,6 +252,44 @@ async def test_an_object_whose_digest_names_another_object_is_refused(raw: Raw, 
     await put_object(raw, Digest.of(b"one").hex, [b"two"], digest=Digest.of(b"three").adr20())
     await put_object(raw, "one", [b"one"])
     assert await outcomes(objects) == {Digest.of(b"one").hex: "corrupt", "one": "refused"}
+
+
+async def test_a_copy_of_a_blob_with_its_metadata_is_adopted(
+    raw: Raw, blobs: Client, objects: Objects
+) -> None:
+    data = pattern(5 * CHUNK, "copied with metadata")
+    metadata = {"natsblob.marks": "1:1,1,1,1,1", "natsblob.adopted": "x 1 1"}
+    await put_object(raw, "copy", pieces(data, CHUNK), metadata=metadata, **EVEN_META)
+    await put_object(raw, "elsewhere", pieces(data[::-1], CHUNK), bucket="another", **EVEN_META)
+    assert await outcomes(objects) == {"copy": "adopted", "elsewhere": "adopted"}
+    await check_served(blobs, data)
+    await check_served(blobs, data[::-1])
+
+
+@pytest.mark.parametrize("marks", ["1:1,1,1,1,1", "5:1", "5:99999999", "nonsense"])
+async def test_a_blob_that_another_client_copied_with_its_metadata_is_served(
+    raw: Raw, blobs: Client, objects: Objects, marks: str
+) -> None:
+    data = pattern(5 * CHUNK, "mirrored")
+    metadata = {"natsblob.marks": marks}
+    nuid = await put_object(raw, Digest.of(data).hex, pieces(data, CHUNK), metadata=metadata, **EVEN_META)
+    await check_served(blobs, data)
+    await exchange(raw, nuid, [b"x" * CHUNK] * 5)
+    with pytest.raises(BlobCorruptError):
+        await blobs.get(Digest.of(data), offset=CHUNK, length=10)
+
+
+async def test_metadata_on_subjects_that_cannot_be_asked_for_is_named(
+    raw: Raw, server: EmbeddedServer, blobs: Client, objects: Objects
+) -> None:
+    await put_object(raw, "one", EVEN, **EVEN_META)
+    async with Wire(server.url) as wire:
+        for odd in (b"*", b">", b"\xff\xfe", b"b25l.>"):
+            await wire.send(b"PUB $O.%s.M.%s 2\r\n{}\r\n" % (raw.bucket.encode(), odd))
+    found = list((await outcomes(objects)).values())
+    assert found.count("adopted") == 1
+    assert set(found) == {"adopted", "unreadable"}
+    await check_served(blobs, b"".join(EVEN))
 
 
 async def test_the_empty_object(raw: Raw, blobs: Client, objects: Objects) -> None:
