@@ -230,9 +230,12 @@ class JetStream:
     async def delete(self, name: str) -> None:
         await self.call(f"STREAM.DELETE.{name}", None, _PlainReply)
 
-    async def purge(self, name: str, subject: str, *, keep: int = 0) -> int:
-        """Remove the messages on `subject` but the newest `keep`, and answer how many those were."""
-        body = {"filter": subject, "keep": keep}
+    async def purge(self, name: str, subject: str, *, keep: int = 0, up_to: int = 0) -> int:
+        """Remove the messages on `subject` but the newest `keep`, and answer how many those were.
+
+        With `up_to`, all up to this sequence.
+        """
+        body = {"filter": subject, **({"seq": up_to + 1} if up_to else {"keep": keep})}
         return (await self.call(f"STREAM.PURGE.{name}", body, _PlainReply)).purged
 
     async def remove(self, name: str, seq: int) -> bool:

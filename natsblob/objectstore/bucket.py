@@ -70,6 +70,11 @@ class Bucket:
         """Whether there are copies beside the leader's."""
         return int((await self._known()).get("num_replicas", 1)) > 1
 
+    async def is_limited(self) -> bool:
+        """Whether there is a limit of its own that it may reach."""
+        known = await self._known()
+        return any(int(known.get(limit, -1)) > 0 for limit in ("max_bytes", "max_msgs"))
+
     async def max_age(self) -> timedelta | None:
         """How long after it was written a message goes, if it does."""
         nanoseconds = int((await self._known()).get("max_age", 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, Final, TypeVar
@@ -17,7 +18,13 @@ from natsblob.broker.scan import Subjects, every
 from natsblob.broker.translate import LostRaceError
 from natsblob.chunking import DEFAULT_CHUNK_SIZE, chunk_size_for
 from natsblob.digest import Digest
-from natsblob.errors import BlobCorruptError, BlobNotFoundError, UnavailableError, UnprovenError
+from natsblob.errors import (
+    BlobCorruptError,
+    BlobNotFoundError,
+    InsufficientStorageError,
+    UnavailableError,
+    UnprovenError,
+)
 from natsblob.hashing import ConcurrentHasher
 from natsblob.objectstore.adopted import SUM_BYTES, Sums, followed, link_to
 from natsblob.objectstore.bucket import Bucket
@@ -377,13 +384,40 @@ class Objects:
                 raise BlobNotFoundError(f"no object {name!r}")
             marker = ObjectInfo(name=name, bucket=self.bucket.name, nuid=entry.info.nuid, deleted=True)
             try:
-                await self._publish(marker, leads.seq if leads else 0)
+                await self._mark_deleted(marker, leads)
             except LostRaceError:
                 continue
             if entry.is_readable and entry.info.nuid:
                 await shielded(self.drop(entry.info.nuid))
             return entry
         raise UnavailableError(f"others replace object {name!r} all the time; a repeat is safe")
+
+    async def _mark_deleted(self, marker: ObjectInfo, leads: Entry | None) -> None:
+        """Put a delete marker in the place of what the leader has.
+
+        If there is no room, what it replaces is purged before, or the chunks as well (ADR 0017).
+        """
+        try:
+            await self._publish(marker, leads.seq if leads else 0)
+        except InsufficientStorageError:
+            if leads is None:
+                raise
+        else:
+            return
+        subject = self._layout.meta(marker.name)
+        await self._jetstream.purge(self._layout.stream, subject, up_to=leads.seq)
+        with suppress(InsufficientStorageError):
+            await self._publish(marker, 0)
+            return
+        if marker.nuid:
+            await self.drop(marker.nuid)
+        with suppress(InsufficientStorageError):
+            await self._publish(marker, 0)
+            return
+        # A commit that begins now finds no chunks; one that has just named them is undone.
+        newest = await self.newest(marker.name)
+        if newest and newest.info.nuid == marker.nuid:
+            await self._jetstream.purge(self._layout.stream, subject, up_to=newest.seq)
 
     async def all(self) -> AsyncIterator[tuple[str, Entry]]:
         """All metadata and its subjects, which not every client encodes alike; also what cannot be read."""

@@ -28,6 +28,7 @@ from natsblob.errors import (
     BadRequestError,
     ConflictError,
     DigestMismatchError,
+    InsufficientStorageError,
     UploadExpiredError,
 )
 from natsblob.objectstore.canonical import most_messages
@@ -106,11 +107,13 @@ class Staging:
         deleted_since = before is not None and before.info.deleted and before.seq > decided.seq
         if decided.decision.digest != name or deleted_since:
             raise _unknown()
+        if await self._objects.bucket.is_limited() and await self._count(stage, count) < count:
+            raise _unknown()  # purged to make room before that was decided
         return await self._name(written, before)
 
     async def abort(self, stage: str) -> None:
         """Drop the staged chunks; `ConflictError` where they are committed or about to be."""
-        decided = await self._decide(stage, Decision("drop"))
+        decided = await self._decide_drop(stage, Decision("drop"))
         if decided.decision.action == "commit":
             raise ConflictError("the upload is committed already; delete the blob instead")
         if not decided.decision.digest:  # else it may have been committed before: see `give_up`
@@ -122,15 +125,24 @@ class Staging:
         Not where a commit is decided. If it was so for long and named nothing, a drop takes its place; but
         somebody who has read it may still name the chunks, so that they are purged another grace time later.
         """
-        decided = await self._decide(stage, Decision("drop"))
+        try:
+            decided = await self._decide_drop(stage, Decision("drop"))
+        except UndecodedError:
+            return was_decided  # by nobody who could name chunks
         if decided.decision.action == "drop":
             return True
         if not was_decided:
             return False
         drop = msgspec.json.encode(Decision("drop", decided.decision.digest))
         with suppress(LostRaceError):
-            await self._jetstream.publish(self._layout.decision(stage), drop, expected_last=decided.seq)
+            await self._replace(self._layout.decision(stage), drop, decided.seq)
         return False
+
+    async def _replace(self, subject: str, data: bytes, seq: int) -> None:
+        try:
+            await self._jetstream.publish(subject, data, expected_last=seq)
+        except InsufficientStorageError:  # then nothing is decided, and after another grace time a drop is
+            await self._jetstream.purge(self._layout.stream, subject, up_to=seq)
 
     async def _count(self, stage: str, expected: int) -> int:
         """How many chunks are stored there, as the leader says, and others where it knows of too few.
@@ -242,7 +254,7 @@ class Staging:
 
     async def _drop_unless_committed(self, stage: str, digest: str = "") -> None:
         drop = Decision("drop", digest)
-        if (await self._decide(stage, drop)).decision == drop:
+        if (await self._decide_drop(stage, drop)).decision == drop:
             await shielded(self._objects.drop(stage))
 
     async def _give_way(self, stage: str, written: Written, before: Entry) -> Committed:
@@ -305,6 +317,25 @@ class Staging:
             return Decided(_decode(stored), stored.seq)
         return Decided(decision, ack.seq)
 
+    async def _decide_drop(self, stage: str, drop: Decision) -> Decided:
+        """As `_decide`. If there is no room for it, the chunks are purged before, if nothing is decided yet.
+
+        A commit that is decided after that counts the chunks once more (ADR 0017).
+        """
+        with suppress(InsufficientStorageError):
+            return await self._decide(stage, drop)
+        stored = await self._jetstream.last_at_leader(self._layout.stream, self._layout.decision(stage))
+        if stored is not None:
+            return Decided(_decode(stored), stored.seq)
+        await self._objects.drop(stage)
+        with suppress(InsufficientStorageError):
+            return await self._decide(stage, drop)
+        return Decided(drop, 0)
+
+
+class UndecodedError(UploadExpiredError):
+    """What is recorded as the decision cannot be read: nothing can be committed on account of it."""
+
 
 class _PurgedError(Exception):
     """The chunks went away while they were read: somebody decided about them meanwhile."""
@@ -314,7 +345,7 @@ def _decode(stored: Stored) -> Decision:
     try:
         return msgspec.json.decode(stored.data, type=Decision)
     except wire.NOT_DECODED as error:
-        raise UploadExpiredError("the upload cannot be used any more; begin again") from error
+        raise UndecodedError("the upload cannot be used any more; begin again") from error
 
 
 def _now() -> float:

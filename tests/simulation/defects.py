@@ -144,7 +144,7 @@ DEFECTS: Final[dict[str, tuple[Plant, Faults]]] = {
     "metadata before chunks": (_metadata_before_chunks, Faults(late=0.08, reordered=0.4)),
     "missing is not confirmed": (_missing_is_not_confirmed, Faults(lag=20.0)),
     "damaged leader is believed": (_damaged_leader_is_believed, Faults(rot=1.0)),
-    "collection believes a damaged leader": (_collection_believes_a_damaged_leader, Faults(rot=0.3)),
+    "collection believes a damaged leader": (_collection_believes_a_damaged_leader, Faults(rot=1.0)),
     "what expires is not renewed": (_no_renewal, Faults(max_age=4 * 3600.0, idles=0.5)),
     "abort without decision": (_abort_without_decision, Faults(late=0.2, duplicated=0.2)),
     "commit without decision": (_commit_without_decision, Faults(late=0.2, duplicated=0.2)),

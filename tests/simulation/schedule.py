@@ -97,6 +97,7 @@ class Schedule:
         self._network = Network(random, self.faults, max_pending=WINDOW)
         self._stream = Stream(Layout(BUCKET), replicas=3)
         self._stream.max_age = self.faults.max_age
+        self._stream.max_bytes = 1_000_000 if self.faults.full else -1
         self._server = Server(self._network, self._stream, random)
         self._network.serve(self._server)
         sizes = random.sample(_SIZES, 2)
@@ -185,10 +186,10 @@ class Schedule:
             self._stream.forget_purged_ids()
 
     def _fill(self) -> None:
-        self._stream.is_full = True
+        self._stream.limit = self._stream.size
 
     def _empty(self) -> None:
-        self._stream.is_full = False
+        self._stream.limit = None
 
     async def _cut(self) -> None:
         await asyncio.sleep(self._random.choice((0.1, 3.0, 30.0)) * self._random.random())

@@ -144,12 +144,14 @@ class Server:
             "num_replicas": len(self.stream.replicas),
             "max_age": max_age,
             "metadata": {UPLOADS_KEY: "direct"},
+            "max_bytes": self.stream.max_bytes,
         }
         return {"ts": self._stamp(self._now()), "config": config, "state": state, "total": total}
 
     def _purge(self, body: dict[str, Any]) -> object:
         now = asyncio.get_running_loop().time()
-        return {"success": True, "purged": self.stream.purge(body["filter"], body.get("keep", 0), at=now)}
+        keep, before = body.get("keep", 0), body.get("seq", 0)
+        return {"success": True, "purged": self.stream.purge(body["filter"], keep, before=before, at=now)}
 
     def _message(self, body: dict[str, Any]) -> object:
         leader = self._leader()

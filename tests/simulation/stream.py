@@ -114,7 +114,10 @@ class Stream:
         self.layout = layout
         self.agreed = Copy()
         self.replicas = [Replica() for _ in range(replicas)]
-        self.is_full = False
+        self.max_bytes = -1
+        """The limit that its configuration shows: a period with less room is told by nothing."""
+        self.limit: int | None = None
+        """Bytes that may be stored, if not any number."""
         self.max_age = 0.0
         """Seconds by the server's clock for which messages are kept, or 0."""
         self._changes: list[_Change] = []
@@ -125,6 +128,11 @@ class Stream:
     def visible(self) -> dict[str, ObjectInfo]:
         """Metadata that is no delete marker, by subject."""
         return self._visible
+
+    @property
+    def size(self) -> int:
+        records = self.agreed.records.values()
+        return sum(_size(record.subject, record.headers, record.data) for record in records)
 
     def append(
         self, subject: str, headers: Headers, data: bytes, *, at: float, stamp: float
@@ -139,7 +147,8 @@ class Stream:
             newest = self.leader(at).last(subject)
             if int(expected) != (newest.seq if newest else 0):
                 return WRONG_LAST
-        if self.is_full:
+        size = _size(subject, headers, data)
+        if self.limit is not None and self.size + size > self.limit:
             return MAX_BYTES_REACHED
         record = Record(subject, self.agreed.last_seq + 1, stamp, headers, data)
         self.agreed.add(record)
@@ -150,9 +159,11 @@ class Stream:
             self._named(record)
         return record.seq, False
 
-    def purge(self, subject: str, keep: int, *, at: float) -> int:
+    def purge(self, subject: str, keep: int, *, before: int = 0, at: float) -> int:
         seqs = self.agreed.on(subject)
         removed = seqs[: len(seqs) - keep] if keep else list(seqs)
+        if before:
+            removed = [seq for seq in seqs if seq < before]
         self.agreed.remove(removed)
         self._changes.append(_Change(at, None, removed))
         if removed:
@@ -241,3 +252,8 @@ class Stream:
                 f"metadata of blob {info.name[:12]} became visible, but its {info.chunks} chunks read as "
                 f"{len(data)} of {info.size} bytes, or in another order"
             )
+
+
+def _size(subject: str, headers: Headers, data: bytes) -> int:
+    """About what a message takes."""
+    return len(subject) + len(data) + sum(len(name) + len(value) for name, value in headers.items())
