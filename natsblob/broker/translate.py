@@ -54,6 +54,10 @@ _DISABLED: Final = "JetStream is not enabled for this account; enable it in the 
 _SAID: Final[Mapping[int, tuple[type[BlobError], str]]] = {
     10027: (SetupError, "this account may have no more streams; delete one, or raise its max_streams"),
     10039: (SetupError, _DISABLED),
+    10054: (
+        SetupError,
+        "max_msg_size of the stream is smaller than a chunk: restart the workers, or raise it",
+    ),
     10058: (ConflictError, "a stream of this name exists already, with another configuration"),
     10059: (StreamMissingError, "the bucket does not exist; create it with `natsblob bucket create`"),
     10076: (SetupError, _DISABLED),
@@ -93,8 +97,6 @@ def jetstream_error(code: int, err_code: int, description: str) -> BlobError:
         return PlacementError(description)
     if err_code in _SETUP:
         return SetupError(f"the server cannot do this: {description}")
-    if err_code == 10054:
-        return TooLargeError(description)
     if err_code in _UNAVAILABLE or code in (503, 408):
         return UnavailableError(f"the storage is not available for now: {description}")
     return InternalError(f"JetStream answered {err_code or code}: {description}")

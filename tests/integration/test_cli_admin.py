@@ -302,14 +302,26 @@ async def test_an_export_that_lets_one_reply_through_is_found(
     assert found["jetstream"] == "warn"
 
 
-async def test_a_permission_that_workers_lack_is_found(tmp_path: Path) -> None:
-    deny = 'permissions: { publish: { deny: ["$JS.API.STREAM.PURGE.>"] } }'
-    async with temporary_server(
-        extra=f"authorization {{ users: [ {{ user: a, password: pw, {deny} }} ] }}"
-    ) as server:
+@pytest.mark.parametrize(
+    ("denied", "status"),
+    [
+        ('publish: { deny: ["$JS.API.STREAM.PURGE.>"] }', "fail"),
+        ('publish: { deny: ["$O.blobs.M.>"] }', "fail"),
+        ('publish: { deny: ["$JS.API.STREAM.PURGE.>", "$JS.API.CONSUMER.>"] }', "fail"),
+        ('publish: { deny: ["$JS.API.CONSUMER.CREATE.>"] }', "warn"),
+        ('publish: { deny: ["$JS.API.CONSUMER.MSG.NEXT.>"] }', "warn"),
+        ('publish: { deny: ["$JS.API.CONSUMER.DELETE.>"] }', "warn"),
+        ('publish: { deny: ["$JS.API.STREAM.MSG.DELETE.>"] }', "warn"),
+        ('subscribe: { deny: ["$O.blobs.C.>"] }', "warn"),
+        ('subscribe: { deny: ["nothing"] }', "ok"),
+    ],
+)
+async def test_a_permission_that_workers_lack_is_found(tmp_path: Path, denied: str, status: str) -> None:
+    user = f"user: a, password: pw, permissions: {{ {denied} }}"
+    async with temporary_server(extra=f"authorization {{ users: [ {{ {user} }} ] }}") as server:
         cli = Cli(tmp_path, NATSBLOB_SERVER=server.url, NATSBLOB_USER="a", NATSBLOB_PASSWORD="pw")
-        code, found = await asyncio.to_thread(checks, cli)
-    assert (code, found["permissions"]) == (1, "fail")
+        _, found = await asyncio.to_thread(checks, cli)
+    assert found["permissions"] == status
 
 
 # config, version, help

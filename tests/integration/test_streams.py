@@ -21,7 +21,7 @@ from natsblob.client import Client
 from natsblob.client import connect as connect_client
 from natsblob.config import Settings
 from natsblob.digest import Digest
-from natsblob.errors import ConflictError, InsufficientStorageError, SetupError
+from natsblob.errors import BlobError, ConflictError, InsufficientStorageError, SetupError
 from natsblob.maintenance.adopt import adopt
 from natsblob.maintenance.doctor.check import Status
 from natsblob.maintenance.doctor.stream import check_stream
@@ -197,6 +197,22 @@ async def test_a_sealed_stream_is_read(server: EmbeddedServer, nc: NatsClient) -
             with pytest.raises(ConflictError):
                 async for _ in adopt(Objects(Bucket(JetStream(connection), bucket, f"t{bucket}"))):
                     pass
+
+
+async def test_smaller_messages_than_a_worker_writes_are_refused_until_it_is_started_again(
+    server: EmbeddedServer, nc: NatsClient
+) -> None:
+    async with stream(nc) as bucket:
+        async with served(server, bucket) as blobs:
+            config = (await api(nc, f"STREAM.INFO.OBJ_{bucket}"))["config"]
+            await api(nc, f"STREAM.UPDATE.OBJ_{bucket}", {**config, "max_msg_size": 100_000})
+            with pytest.raises(BlobError) as caught:
+                await blobs.put(LARGE)
+            assert not caught.value.retryable
+            assert not await blobs.has(Digest.of(LARGE))
+        async with served(server, bucket) as blobs:
+            assert (await blobs.put(LARGE)).created
+            assert await blobs.get(Digest.of(LARGE)) == LARGE
 
 
 async def test_a_limit_on_messages_refuses_puts_and_keeps_what_is_there(

@@ -51,6 +51,15 @@ async def ask(
     return Answer(Reach.ANSWERED, message)
 
 
+async def hears(connection: Connection, subject: str) -> bool:
+    """Whether these credentials may subscribe to a subject; to be tried on one that nobody uses."""
+    try:
+        async with connection.subscribe(subject, lambda _: None):
+            return True
+    except NotAllowedError:
+        return False
+
+
 async def gather(connection: Connection, subject: str, body: bytes = b"") -> list[Message]:
     """What everybody who listens on `subject` answers, within `PATIENCE`; empty where nobody does."""
     answers: list[Message] = []

@@ -18,8 +18,8 @@ from natsblob.broker.connection import Connection
 from natsblob.broker.message import Message
 from natsblob.client import Client
 from natsblob.digest import Digest
-from natsblob.errors import BlobError, NoRespondersError, NotAllowedError
-from natsblob.maintenance.doctor.ask import NOTHING, PATIENCE, Answer, Reach, ask, gather
+from natsblob.errors import BlobError, NoRespondersError
+from natsblob.maintenance.doctor.ask import NOTHING, PATIENCE, Answer, Reach, ask, gather, hears
 from natsblob.maintenance.doctor.check import Check, Status
 from natsblob.wire import Caps, GetRequest, Subjects
 
@@ -149,7 +149,11 @@ async def check_front(connection: Connection, prefix: str) -> Check:
     requests = (f"{prefix}.>", "$SRV.>")
     answers = ("_INBOX.>", "_R_.>")
     lacking = [
-        *[f"subscribe to {pattern}" for pattern in requests if not await _hears(connection, pattern)],
+        *[
+            f"subscribe to {pattern}"
+            for pattern in requests
+            if not await hears(connection, pattern.replace(">", NOTHING))
+        ],
         *[f"publish to {pattern}" for pattern in answers if not await _reaches(connection, pattern)],
     ]
     if not lacking:
@@ -168,15 +172,6 @@ async def check_front(connection: Connection, prefix: str) -> Check:
         f"which has to {', '.join(lacking)}.",
         todo=f"Allow this user to publish to {prefix}.>, or use other credentials.",
     )
-
-
-async def _hears(connection: Connection, pattern: str) -> bool:
-    """Whether these credentials may subscribe to subjects like `pattern`; tried on one that nobody uses."""
-    try:
-        async with connection.subscribe(pattern.replace(">", NOTHING), lambda _: None):
-            return True
-    except NotAllowedError:
-        return False
 
 
 async def _reaches(connection: Connection, pattern: str) -> bool:

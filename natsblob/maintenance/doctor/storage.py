@@ -10,7 +10,7 @@ from typing import Any, Final
 from natsblob.broker.jetstream import Account, ClusterState, JetStream, StreamInfo
 from natsblob.broker.translate import StreamMissingError
 from natsblob.errors import BlobError, UnavailableError
-from natsblob.maintenance.doctor.ask import NOTHING, Reach, ask
+from natsblob.maintenance.doctor.ask import NOTHING, Reach, ask, hears
 from natsblob.maintenance.doctor.check import Check, Status
 from natsblob.maintenance.doctor.stream import check_stream
 from natsblob.objectstore.bucket import Bucket
@@ -31,6 +31,8 @@ class _Need:
     purpose: str
     body: bytes = b""
     headers: Headers = field(default_factory=dict)
+    without: str = ""
+    """What workers do without it; empty if they cannot do without."""
 
 
 async def check_storage(jetstream: JetStream, bucket: Bucket, api: str) -> AsyncIterator[Check]:
@@ -72,7 +74,9 @@ async def check_storage(jetstream: JetStream, bucket: Bucket, api: str) -> Async
             todo="Enable JetStream: `jetstream {}` on the servers, `jetstream: enabled` in the account.",
         )
         return
-    yield _check_permissions(reaches)
+    yield _check_permissions(
+        reaches, bucket, await hears(jetstream.connection, bucket.layout.chunks(NOTHING))
+    )
     try:
         info = await bucket.info()
     except StreamMissingError:
@@ -113,6 +117,20 @@ def _needs(bucket: Bucket, api: str) -> list[_Need]:
         _Need(f"{api}.STREAM.PURGE.{stream}", "drop chunks", b'{"filter":"%s"}' % chunk.encode()),
         _Need(chunk, "store chunks", headers=elsewhere),
         _Need(meta, "make blobs visible", headers=elsewhere),
+        *(
+            _Need(f"{api}.{subject}", "list what is stored", b"?", without="nothing is collected")
+            for subject in (
+                f"CONSUMER.CREATE.{stream}",
+                f"CONSUMER.MSG.NEXT.{stream}.{NOTHING}",
+                f"CONSUMER.DELETE.{stream}.{NOTHING}",
+            )
+        ),
+        _Need(
+            f"{api}.STREAM.MSG.DELETE.{stream}",
+            "remove single messages",
+            b"?",
+            without="what has a subject that no purge can name stays",
+        ),
     ]
 
 
@@ -138,22 +156,32 @@ def _check_account(account: Account) -> Check:
     return Check(name="jetstream", status=Status.OK, found=found, means="The account may store blobs.")
 
 
-def _check_permissions(reaches: dict[_Need, Reach]) -> Check:
+def _check_permissions(reaches: dict[_Need, Reach], bucket: Bucket, hears_chunks: bool) -> Check:
     refused = [need for need, reach in reaches.items() if reach in _UNANSWERED]
-    if refused:
-        lacking = "; ".join(f"{need.subject} (to {need.purpose})" for need in refused)
+    lacking = [f"{need.subject} (to {need.purpose})" for need in refused if not need.without]
+    lesser = [
+        f"{need.subject} (to {need.purpose}; without it {need.without})" for need in refused if need.without
+    ]
+    if not hears_chunks:
+        lesser.append(
+            f"subscribing to {bucket.layout.chunks('*')} (to hash chunks as they pass; without it each "
+            "direct upload is read back)"
+        )
+    if lacking or lesser:
         return Check(
             name="permissions",
-            status=Status.FAIL,
-            found=f"no answer to {lacking}",
-            means="A worker whose storage has these credentials cannot do its work.",
-            todo="Allow this user to publish there; deploy/accounts/accounts.conf has a complete example.",
+            status=Status.FAIL if lacking else Status.WARN,
+            found=f"no answer to {'; '.join((*lacking, *lesser))}",
+            means="A worker whose storage has these credentials cannot do its work."
+            if lacking
+            else "Workers with these credentials serve blobs, and leave that undone. What is stored is safe.",
+            todo="Allow this user to do so; deploy/accounts/accounts.conf has a complete example.",
         )
     return Check(
         name="permissions",
         status=Status.OK,
         found=f"all {len(reaches)} subjects that a worker's storage needs",
-        means="A worker can find, read, store and drop with these credentials.",
+        means="A worker can find, read, store, drop and collect with these credentials.",
     )
 
 
