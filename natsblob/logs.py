@@ -91,11 +91,19 @@ def configure_logging(level: Level = "info", style: Style = "auto", stream: Text
     threshold = logging.getLevelNamesMapping()[level.upper()]
     handler: logging.Handler = logging.NullHandler()
     if stream is not None:
-        handler = logging.StreamHandler(stream)
+        handler = _StreamHandler(stream)
         handler.setFormatter(_Formatter(style, terminal=stream.isatty()))
     _ROOT.setLevel(threshold)
     # Libraries tell of every reconnection and retry in passing: from them only warnings are news.
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
+
+
+class _StreamHandler(logging.StreamHandler[TextIO]):
+    """Writes to a stream as long as somebody reads it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 class _Formatter(logging.Formatter):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -28,39 +30,94 @@ START_TIMEOUT: Final = 60.0
 STOP_GRACE: Final = DRAIN_TIMEOUT + 10.0
 RESTART_DELAY: Final = 1.0
 """Seconds before a worker process that died is started anew."""
+AGAIN: Final = 0.5
+"""Seconds after which a second signal is meant: launchers hand on the one that the terminal sent, too."""
+_STDOUT: Final = 1
 
 
 async def serve(settings: Settings, *, ready: Ready) -> None:
-    """Run what the settings say until SIGTERM or SIGINT; requests in flight end before it returns.
+    """Run what the settings say until SIGTERM, SIGINT or SIGHUP; requests in flight end before it returns.
 
     Raises `SetupError` and the like where it cannot start, and `UnavailableError` where the server is
     lost for good.
     """
     with stop_signals() as stop:
         async with AsyncExitStack() as stack:
+            started = await stack.enter_async_context(_starting_unless(stop))
             if settings.embedded:
                 server = EmbeddedServer(settings.store_dir, port=settings.port)
                 await stack.enter_async_context(server)
                 settings = settings.on_embedded(server.url)
                 await stack.enter_async_context(_ending_with(server, stop))
+
+            def announced(line: str) -> None:
+                started()
+                ready(line)
+
             if settings.workers == 1:
-                await run_worker(settings, stop, ready=ready)
+                await run_worker(settings, stop, ready=announced)
             else:
+                started()  # worker processes heed `stop` at any time
                 await _supervise(settings, stop, ready=ready)
 
 
 @contextmanager
 def stop_signals() -> Iterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set, instead of ending the process."""
+    """An event that SIGTERM, SIGINT and SIGHUP set, instead of ending the process.
+
+    The same again, from somebody who does not want to wait, ends it at once.
+    """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    asked_at = 0.0
+
+    def ask(number: int) -> None:
+        nonlocal asked_at
+        if not stop.is_set():
+            asked_at = loop.time()
+        elif loop.time() > asked_at + AGAIN:
+            os._exit(128 + number)
+        stop.set()
+
+    numbers = [
+        number
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN  # as nohup has it
+    ]
+    for number in numbers:
+        loop.add_signal_handler(number, ask, number)
     try:
         yield stop
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in numbers:
             loop.remove_signal_handler(number)
+
+
+@asynccontextmanager
+async def _starting_unless(stop: asyncio.Event) -> AsyncIterator[Callable[[], None]]:
+    """Give up what happens inside when `stop` is set, until the callable that is yielded was called."""
+    asked = asyncio.ensure_future(stop.wait())
+    scope = asyncio.timeout(None)
+    starting = True
+
+    def give_up(_: object) -> None:
+        if starting and stop.is_set():
+            scope.reschedule(asyncio.get_running_loop().time())
+
+    def started() -> None:
+        nonlocal starting
+        starting = False
+
+    asked.add_done_callback(give_up)
+    try:
+        async with scope:
+            yield started
+    except TimeoutError:
+        if not scope.expired():
+            raise
+    finally:
+        started()
+        asked.cancel()
 
 
 @asynccontextmanager
@@ -123,9 +180,7 @@ async def _keep_running(settings: Settings, stop: asyncio.Event, line: asyncio.F
 
 async def _restarting(settings: Settings, stop: asyncio.Event, line: asyncio.Future[str]) -> None:
     while not stop.is_set():
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "natsblob.supervisor", stdin=PIPE, stdout=PIPE, start_new_session=True
-        )
+        process = await _spawned(restarted=line.done())
         try:
             starting = asyncio.ensure_future(_start(process, settings, line))
             await _first_of(starting, stop)
@@ -139,19 +194,42 @@ async def _restarting(settings: Settings, stop: asyncio.Event, line: asyncio.Fut
                     await stop.wait()
 
 
+async def _spawned(*, restarted: bool) -> Process:
+    """A worker process. If one ran before, the machine was able to: then it is tried until it is again."""
+    command = [sys.executable, *_search_path(), "-m", "natsblob.supervisor"]
+    while True:
+        try:
+            return await asyncio.create_subprocess_exec(
+                *command, stdin=PIPE, stdout=PIPE, start_new_session=True
+            )
+        except OSError as error:
+            if not restarted:
+                raise SetupError(f"a worker process cannot be started: {error.strerror}") from error
+            log.error("worker.not_started", reason=error.strerror)  # noqa: TRY400
+            await asyncio.sleep(RESTART_DELAY)
+
+
+def _search_path() -> list[str]:
+    """Have Python take no modules from the current directory, unless natsblob itself lies there."""
+    try:
+        return [] if Path.cwd().samefile(Path(__file__).parents[1]) else ["-P"]
+    except OSError:  # it has been removed
+        return ["-P"]
+
+
 async def _start(process: Process, settings: Settings, line: asyncio.Future[str]) -> None:
     if process.stdin is None or process.stdout is None:
         raise SetupError("a worker process without pipes")
-    process.stdin.write(encode(settings) + b"\n")
-    try:
+    first = b""
+    with suppress(TimeoutError, ConnectionError, ValueError):
+        process.stdin.write(encode(settings) + b"\n")
         async with asyncio.timeout(START_TIMEOUT):
+            await process.stdin.drain()
             first = await process.stdout.readline()
-    except TimeoutError:
-        first = b""
     if not line.done():
         if not first:
             raise SetupError("a worker process could not start; its log above says why")
-        line.set_result(first.decode().rstrip())
+        line.set_result(first.decode(errors="replace").rstrip())
 
 
 async def _first_of(work: asyncio.Future[Any], stop: asyncio.Event) -> None:
@@ -179,26 +257,40 @@ async def _stop(process: Process) -> None:
             await process.wait()
 
 
-async def _child() -> None:
-    """A worker process: settings come as one line on standard input, whose end means stop."""
+async def _child() -> int:
+    """A worker process: settings come as one line on standard input, whose end means stop. Its exit code."""
     reader = asyncio.StreamReader(limit=2**20)
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    settings = decode(await reader.readline())
+    line = await reader.readline()
+    if not line.endswith(b"\n"):
+        return 0  # the parent has gone before we were here
+    settings = decode(line)
     configure_logging(settings.log_level, settings.log_format)
     keep_memory()
     with stop_signals() as stop:
         parent = asyncio.ensure_future(reader.read())
         parent.add_done_callback(lambda _: stop.set())
         try:
-            await run_worker(settings, stop, ready=lambda line: print(line, flush=True))  # noqa: T201
+            async with _starting_unless(stop) as started:
+
+                def ready(line: str) -> None:
+                    started()
+                    os.write(_STDOUT, f"{line}\n".encode())
+
+                await run_worker(settings, stop, ready=ready)
         except BlobError as error:
             log.error("worker.failed", error=error.name, reason=error.message)  # noqa: TRY400
-            sys.exit(1)
+            return 1
+        except OSError as error:
+            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            log.error("worker.failed", reason=what)  # noqa: TRY400
+            return 1
         finally:
             parent.cancel()
+    return 0
 
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(_child())
+        sys.exit(runner.run(_child()))

@@ -14,6 +14,7 @@ import json
 import os
 import random
 import re
+import select
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Final, Self
 
@@ -49,6 +51,10 @@ POLL: Final = 0.02
 _FREE_PORTS: Final = range(20_000, 32_768)
 _PORT_ATTEMPTS: Final = 5
 _LOG_TAIL: Final = 12
+_LOG_BYTES: Final = 64 * 1024
+_VERSION_DEADLINE: Final = 10.0
+"""Seconds to say a version; a machine that is busy takes its time."""
+_VERSION_BYTES: Final = 4096
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -94,12 +100,42 @@ def _packaged_server() -> str | None:
 
 
 def _version(binary: str) -> tuple[int, ...] | None:
+    """The version that a program says it has; `None` if it is no nats-server that runs here."""
     try:
-        run = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
+        asked = subprocess.Popen(
+            [binary, "--version"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError:
         return None
-    match = re.search(r"v(\d+)\.(\d+)\.(\d+)", run.stdout + run.stderr)
+    with asked:
+        try:
+            said = _first_words(asked)
+        finally:
+            # Whatever it has started has its output, too, and would keep us waiting for the end of that.
+            with suppress(ProcessLookupError):
+                os.killpg(asked.pid, signal.SIGKILL)
+    match = re.search(rb"v(\d+)\.(\d+)\.(\d+)", said)
     return tuple(map(int, match.groups())) if match else None
+
+
+def _first_words(asked: subprocess.Popen[bytes]) -> bytes:
+    """What it writes until it ends, is silent for too long, or has said more than a version."""
+    if asked.stdout is None:
+        return b""
+    said = b""
+    until = monotonic() + _VERSION_DEADLINE
+    while len(said) < _VERSION_BYTES and (left := until - monotonic()) > 0:
+        if not select.select([asked.stdout], [], [], left)[0]:
+            break
+        block = os.read(asked.stdout.fileno(), _VERSION_BYTES)
+        if not block:
+            break
+        said += block
+    return said
 
 
 class ServerProcess:
@@ -222,7 +258,8 @@ class ServerProcess:
         """The last lines that the child has logged since it was started."""
         with suppress(OSError), self.log.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
-            log.seek(self._log_start if self._log_start <= size else 0)
+            start = self._log_start if self._log_start <= size else 0
+            log.seek(max(start, size - _LOG_BYTES))
             return "\n".join(log.read().decode(errors="replace").splitlines()[-_LOG_TAIL:])
         return ""
 
@@ -346,7 +383,7 @@ class EmbeddedServer(ServerProcess):
     def _prepare(self) -> list[str]:
         self._refuse_taken_ports()
         config = self.store_dir / "server.conf"
-        config.write_text(self._config(), encoding="utf-8")
+        config.write_bytes(self._config().encode(errors="surrogateescape"))
         return [str(self._binary), "-c", str(config)]
 
     def _config(self) -> str:

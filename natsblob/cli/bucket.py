@@ -14,7 +14,7 @@ from natsblob.cli.exits import Exit, UsageError
 from natsblob.cli.options import SERVICE, UNSET, Common, keep_quiet
 from natsblob.cli.terminal import Stdout, bytes_of, printable, progress, say
 from natsblob.config.quantity import format_duration, parse_duration, parse_size
-from natsblob.errors import DeadlineError
+from natsblob.errors import ConflictError, DeadlineError
 
 if TYPE_CHECKING:
     from natsblob.broker.jetstream import StreamInfo
@@ -84,7 +84,7 @@ async def create(
 ) -> None:
     """Create the bucket.
 
-    One that exists already is left as it is, and shown.
+    One that exists already and is the same is shown; one that differs is left as it is, and that is told.
 
     Parameters
     ----------
@@ -129,8 +129,11 @@ async def create(
             uploads=uploads,
         )
         found = await one.create(config)
-        if found.config.get("num_replicas") != replicas and not common.quiet:
-            say("natsblob: the bucket was there already, and is as it was; `natsblob bucket set` changes it")
+        if differing := one.differing(found, config):
+            raise ConflictError(
+                f"the bucket {one.name} is there already, and is not as asked for: {'; '.join(differing)}. "
+                "`natsblob bucket set` changes it, as far as a bucket can be changed"
+            )
         await _show(one, found, common)
 
 

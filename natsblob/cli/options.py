@@ -16,6 +16,7 @@ from natsblob.logs import configure_logging
 
 if TYPE_CHECKING:
     from natsblob.client import Client
+    from natsblob.wire import Caps
 
 BLOBS: Final = Group("Blobs", sort_key=1)
 SERVICE: Final = Group("The service", sort_key=2)
@@ -74,9 +75,22 @@ async def blobs_of(common: Common) -> AsyncIterator[Client]:
     settings = loaded.settings
     access = Access.of(settings, "natsblob cli")
     async with connect(access, prefix=settings.prefix, timeout=settings.timeout) as blobs:
-        with suppress(DeadlineError):  # somebody listens, and is slow: the command has more time
-            await blobs.caps(timeout=min(_FIRST_ANSWER, settings.timeout))
+        if "bucket" in loaded.sources:
+            check_bucket(loaded, await blobs.caps())
+        else:
+            with suppress(DeadlineError):  # somebody listens, and is slow: the command has more time
+                await blobs.caps(timeout=min(_FIRST_ANSWER, settings.timeout))
         yield blobs
+
+
+def check_bucket(loaded: Loaded, caps: Caps) -> None:
+    """Refuse a bucket that the service does not serve: the prefix chooses what is spoken to."""
+    settings = loaded.settings
+    if caps.bucket != settings.bucket:
+        raise UsageError(
+            f"the service under the prefix {settings.prefix} serves the bucket {caps.bucket}, not "
+            f"{settings.bucket} (from {loaded.sources['bucket']}); --prefix names another service"
+        )
 
 
 def keep_quiet(loaded: Loaded) -> None:

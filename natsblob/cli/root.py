@@ -79,7 +79,8 @@ def _root() -> App:
         shell
             The shell to complete in.
         """
-        sys.stdout.write(app.generate_completion(shell=shell))
+        if sys.stdout is not None:
+            sys.stdout.write(app.generate_completion(shell=shell))
 
     app.command(completion, **_PLAIN)
     return app

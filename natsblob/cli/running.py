@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Coroutine
@@ -23,14 +24,19 @@ def run(command: Command) -> Exit:
     """The exit code of a command. What goes wrong is told on stderr in a line or two, without a traceback."""
     try:
         keep_memory()
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # from now on there is something to tidy up
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         # Not closed: that would wait for a thread that reads a terminal or writes to a stopped pipe.
         runner = asyncio.Runner(loop_factory=loop_factory())
         return runner.run(command()) or Exit.OK
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         complain("interrupted", "What is stored is safe, and repeating this is.")
         return Exit.INTERRUPTED
     except BrokenPipeError:
         return Exit.BROKEN_PIPE
+    except SystemExit as left:  # how pages of help end
+        return Exit.BROKEN_PIPE if isinstance(left.__context__, BrokenPipeError) else Exit.FAILURE
     except BlobError as error:
         return told(error)
     except OSError as error:
@@ -56,7 +62,21 @@ def told(error: BlobError) -> Exit:
 
 def leave(code: int) -> NoReturn:
     """End the process now. Everything that matters is closed; a thread may hang in a read or a write."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):
-            stream.flush()
+    code = code or _flushed()
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
     os._exit(code)
+
+
+def _flushed() -> int:
+    """Write what help and the like have left in standard output; the exit code for how that went."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        return Exit.BROKEN_PIPE
+    except (OSError, ValueError) as error:
+        complain(f"standard output: {getattr(error, 'strerror', None) or error}")
+        return Exit.FAILURE
+    return Exit.OK

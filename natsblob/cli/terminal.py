@@ -9,12 +9,13 @@ import select
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from natsblob.cli.encoding import shown
 from natsblob.cli.exits import FileError
 from natsblob.client import Progress as Report
 from natsblob.digest import Digest
@@ -54,13 +55,16 @@ class Stdout:
         await asyncio.to_thread(_write_all, data)
 
     async def line(self, text: str) -> None:
-        self._lines += f"{text}\n".encode(errors="surrogateescape")
-        if len(self._lines) >= _BUFFER:
-            await self.flush()
+        await self._add(shown(text, sys.stdout))
 
     async def record(self, value: Any) -> None:
-        """One JSON object on one line."""
-        await self.line(_json.encode(value).decode())
+        """One JSON object on one line, in UTF-8 whatever the locale."""
+        await self._add(_json.encode(value))
+
+    async def _add(self, line: bytes) -> None:
+        self._lines += line + b"\n"
+        if len(self._lines) >= _BUFFER:
+            await self.flush()
 
     async def flush(self) -> None:
         if self._lines:
@@ -86,14 +90,15 @@ def say(text: str, *, style: str = "") -> None:
     if sys.stderr is None:
         return
     text = printable(text)
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.text import Text
+    with suppress(OSError, ValueError):  # whoever read it has gone
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.text import Text
 
-        Console(stderr=True, soft_wrap=True).print(Text(text, style=style))
-    else:
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
+            Console(stderr=True, soft_wrap=True).print(Text(text, style=style))
+        else:
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
 
 
 def rendered(what: RenderableType) -> str:

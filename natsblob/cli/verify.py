@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import Parameter
 
@@ -16,11 +16,18 @@ from natsblob.cli.options import UNSET, Common, keep_quiet
 from natsblob.cli.terminal import Stdout, printable, progress, say
 from natsblob.config.quantity import parse_size
 from natsblob.digest import Digest
+from natsblob.errors import DeadlineError, NoRespondersError, NotAllowedError, SetupError
 
 if TYPE_CHECKING:
     from natsblob.broker.consumers import Copies
+    from natsblob.client import Client
+    from natsblob.config import Settings
     from natsblob.maintenance.replicas import Comparison, Node
     from natsblob.objectstore.objects import Objects
+    from natsblob.wire import Caps
+
+_FIRST_ANSWER: Final = 3.0
+"""Seconds for a service to say what it keeps its blobs in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +40,61 @@ class Stored:
 
 
 @asynccontextmanager
+async def examined(common: Common) -> AsyncIterator[Stored | Client]:
+    """What the service under the prefix serves: a bucket, or itself if it keeps blobs elsewhere.
+
+    If nobody answers, or the bucket that is named is another one, it is the bucket that counts.
+    """
+    from natsblob.broker.connection import Access
+    from natsblob.client import connect
+
+    loaded = common.load()
+    keep_quiet(loaded)
+    settings = loaded.settings
+    bucket = settings.bucket
+    access = Access.of(settings, "natsblob cli")
+    async with connect(access, prefix=settings.prefix, timeout=settings.timeout) as blobs:
+        caps = await _caps(blobs)
+        if caps is not None and ("bucket" not in loaded.sources or caps.bucket == bucket):
+            if caps.backend != "jetstream":
+                yield blobs
+                return
+            bucket = caps.bucket
+    async with _opened(settings, bucket) as one:
+        yield one
+
+
+async def _caps(blobs: Client) -> Caps | None:
+    """What the service says of itself, if one answers those who ask with these credentials."""
+    with suppress(NoRespondersError, NotAllowedError, DeadlineError):
+        return await blobs.caps(timeout=_FIRST_ANSWER)
+    return None
+
+
+@asynccontextmanager
 async def stored(common: Common) -> AsyncIterator[Stored]:
-    """The bucket that the options name, with their credentials: those of workers may be too weak."""
+    """What is to be examined, copy by copy."""
+    async with examined(common) as one:
+        if not isinstance(one, Stored):
+            raise SetupError(
+                f"the service under this prefix keeps its blobs on {(await one.caps()).backend}, where "
+                "there are no replicas; without --replicas `natsblob verify` reads what it serves"
+            )
+        yield one
+
+
+@asynccontextmanager
+async def _opened(settings: Settings, name: str) -> AsyncIterator[Stored]:
+    """The bucket, with the credentials that the options name: those of workers may be too weak."""
     from natsblob.broker.connection import Access, connect
     from natsblob.broker.consumers import Copies
     from natsblob.broker.jetstream import JetStream
     from natsblob.objectstore.bucket import Bucket
     from natsblob.objectstore.objects import Objects
 
-    loaded = common.load()
-    keep_quiet(loaded)
-    settings = loaded.settings
     async with await connect(Access.of(settings, "natsblob cli")) as connection:
         jetstream = JetStream(connection, domain=settings.js_domain, patience=settings.timeout)
-        bucket = Bucket(jetstream, settings.bucket, settings.prefix)
+        bucket = Bucket(jetstream, name, settings.prefix)
         copies = Copies(connection, bucket.layout.stream, domain=settings.js_domain)
         yield Stored(Objects(bucket), copies, settings.timeout)
 
@@ -61,7 +109,9 @@ async def verify(
 ) -> Exit:
     """Read every blob, and see that its bytes are those of its digest.
 
-    It changes nothing, and the bucket stays in use. Exit code 4 where bytes are not what they should be.
+    What the service under --prefix serves is read: its bucket directly, anything else through the service.
+    If there is no service, it is --bucket. It changes nothing, and the bucket stays in use. Exit code 4
+    where bytes are not what they should be.
 
     Parameters
     ----------
@@ -84,21 +134,29 @@ async def verify(
         raise UsageError("--replicas compares everything at once: give neither --after nor --rate with it")
     if metrics and not replicas:
         raise UsageError("--metrics says what each copy is like: give --replicas with it")
-    async with stored(common) as one:
-        if replicas:
-            return await _compare(one, metrics, common)
+    if replicas:
+        async with stored(common) as copied:
+            return await _compare(copied, metrics, common)
+    async with examined(common) as one:
         return await _read(one, start, limit, common)
 
 
-async def _read(one: Stored, after: Digest | None, rate: int, common: Common) -> Exit:
+async def _read(one: Stored | Client, after: Digest | None, rate: int, common: Common) -> Exit:
     from natsblob.maintenance.verify import verify as verifying
+    from natsblob.maintenance.verify import verify_served
 
+    if isinstance(one, Stored):
+        name, total = one.objects.bucket.name, (await one.objects.bucket.info()).state.bytes
+        reading = verifying(one.objects, after=after, rate=rate)
+    else:
+        caps = await one.caps()
+        name, total = caps.backend, None
+        reading = verify_served(one, after=after, rate=rate)
     out = Stdout()
     counts: Counter[str] = Counter()
     size = 0
-    total = (await one.objects.bucket.info()).state.bytes
-    with progress(f"verify {one.objects.bucket.name}", wanted=not common.quiet) as report:
-        async with aclosing(verifying(one.objects, after=after, rate=rate)) as found:
+    with progress(f"verify {name}", wanted=not common.quiet) as report:
+        async with aclosing(reading) as found:
             async for blob in found:
                 counts[blob.outcome] += 1
                 size += blob.size
@@ -112,7 +170,8 @@ async def _read(one: Stored, after: Digest | None, rate: int, common: Common) ->
     if not common.quiet:
         say(f"{counts['ok'] + counts['corrupt']} blobs read, {counts['corrupt']} corrupt")
     if counts["corrupt"]:
-        say("no wrong bytes were delivered. `natsblob verify --replicas` says who has them")
+        whose = "; `natsblob verify --replicas` says who has them" if isinstance(one, Stored) else ""
+        say(f"no wrong bytes were delivered{whose}. Put the originals again, or remove them")
     if counts["foreign"]:
         say(
             f"{counts['foreign']} objects of other clients have names that are digests of something else and "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -79,6 +80,7 @@ def _path(text: str, base: Path, home: Path) -> Path:
     if not text or "\0" in text:
         raise ValueError("a path is not empty")
     path = base / expanded(text, home)
+    os.fsencode(path)  # fails for what the locale has no bytes for
     if not path.is_absolute():
         raise ValueError("the current directory has been removed")
     return path

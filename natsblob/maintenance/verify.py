@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from natsblob.client import Client
 from natsblob.digest import Digest
 from natsblob.errors import BlobCorruptError, BlobNotFoundError
 from natsblob.hashing import ConcurrentHasher
@@ -49,6 +50,33 @@ async def verify(
             found = Verified(name, "corrupt", 0)
         if found:
             yield found
+
+
+async def verify_served(
+    blobs: Client, *, after: Digest | None = None, rate: int = 0
+) -> AsyncGenerator[Verified, None]:
+    """The same by what a service gives to its clients, wherever it keeps that."""
+    pace = _Pace(rate)
+    async for info in blobs.list():
+        if after is None or info.digest.hex > after.hex:
+            try:
+                yield await _verified_as_given(blobs, info.digest, pace)
+            except BlobNotFoundError:
+                continue  # deleted
+
+
+async def _verified_as_given(blobs: Client, digest: Digest, pace: _Pace) -> Verified:
+    hasher = ConcurrentHasher()
+    size = 0
+    try:
+        async with blobs.open(digest) as reader:
+            async for chunk in reader:
+                await hasher.update(chunk)
+                size += len(chunk)
+                await pace.passed(len(chunk))
+    except BlobCorruptError:
+        return Verified(digest.hex, "corrupt", size)
+    return Verified(digest.hex, "ok" if await hasher.digest() == digest else "corrupt", size)
 
 
 async def _verified(objects: Objects, name: str, named: Entry, pace: _Pace) -> Verified | None:

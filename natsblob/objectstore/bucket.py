@@ -11,6 +11,7 @@ from typing import Final, Literal, TypeAlias
 from natsblob.broker.jetstream import Config, JetStream, StreamInfo
 from natsblob.broker.translate import StreamMissingError
 from natsblob.errors import BlobError, ConflictError, NotAllowedError, SetupError
+from natsblob.objectstore.agreement import differences
 from natsblob.objectstore.info import Layout, check_bucket_name
 from natsblob.objectstore.placement import explained
 from natsblob.wire import Subjects
@@ -101,6 +102,14 @@ class Bucket:
             return await self._explained(self._stream_config(config), create=True)
         except ConflictError:  # somebody else created it meanwhile
             return await self.info()
+
+    def differing(self, found: StreamInfo, config: BucketConfig) -> list[str]:
+        """What a bucket that is there has otherwise than asked for, in words."""
+        wanted = self._stream_config(config)
+        said = differences(found.config, wanted)
+        if (mode := self.uploads(found.config)) != self.uploads(wanted):
+            said.append(f"uploads {mode}, not {self.uploads(wanted)}")
+        return said
 
     async def change(
         self,

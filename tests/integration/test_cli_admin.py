@@ -136,9 +136,33 @@ def test_a_bucket_is_created_as_it_is_asked_for(natsblob: Cli) -> None:
     assert (created["uploads"], created["rollups"]) == ("direct", False)
 
 
-def test_a_bucket_that_is_there_is_left_as_it_is(natsblob: Cli) -> None:
-    first = record(natsblob, "bucket", "create", "--description", "first")
-    assert record(natsblob, "bucket", "create", "--description", "second") == first
+SAME = ("--max-bytes", "1GiB", "--max-age", "30d", "--compression", "--description", "first")
+
+
+def test_a_bucket_that_is_there_and_the_same_is_shown(natsblob: Cli) -> None:
+    first = record(natsblob, "bucket", "create", *SAME)
+    assert record(natsblob, "bucket", "create", *SAME) == first
+    assert record(natsblob, "bucket", "create", *SAME[:-2]) == first
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--max-bytes", "2GiB", *SAME[2:]),
+        (*SAME[:2], "--max-age", "31d", *SAME[4:]),
+        (*SAME[:-1], "second"),
+        (*SAME, "--replicas", "3"),
+        (*SAME, "--storage", "memory"),
+        (*SAME, "--rollups"),
+    ],
+)
+def test_a_bucket_that_differs_is_left_as_it_is_and_told_about(natsblob: Cli, flags: tuple[str, ...]) -> None:
+    first = record(natsblob, "bucket", "create", *SAME)
+    ran = natsblob("bucket", "create", *flags)
+    assert (ran.code, ran.out) == (1, b"")
+    assert "natsblob bucket set" in ran.err
+    assert record(natsblob, "bucket", "info") == first
 
 
 def test_a_bucket_that_is_not_there(natsblob: Cli) -> None:

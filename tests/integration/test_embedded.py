@@ -95,6 +95,37 @@ class TestFindServer:
         monkeypatch.setenv("PATH", f"{script.parent}:/bin")
         assert find_server() != script
 
+    @pytest.mark.parametrize(
+        "script",
+        [
+            "printf '\\377\\376'",
+            "while :; do echo nats-server; done",
+            "sleep 1000 & sleep 1000",
+            "exit 1",
+            "kill -9 $$",
+            "echo v99",
+        ],
+    )
+    def test_one_that_says_no_version_is_passed_over(
+        self, script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other = tmp_path / "nats-server"
+        other.write_text(f"#!/bin/sh\n{script}\n")
+        other.chmod(0o755)
+        monkeypatch.setattr("natsblob.broker.embedded._VERSION_DEADLINE", 2.0)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+        assert find_server() != other
+
+    @pytest.mark.parametrize("content", [b"", b"#!/nonexistent\n", b"\x7fELF\xff"])
+    def test_one_that_cannot_run_is_passed_over(
+        self, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other = tmp_path / "nats-server"
+        other.write_bytes(content)
+        other.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+        assert find_server() != other
+
     def test_none_at_all_is_a_setup_error(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         script = fake_server(tmp_path / "old", "2.9.25")
         monkeypatch.setenv("PATH", f"{script.parent}:/bin")
@@ -120,6 +151,27 @@ class TestStoreDir:
         async with EmbeddedServer(tmp_path / 'a "b" $c é#{d}') as server:
             await store_one(server.url)
         assert any((tmp_path / 'a "b" $c é#{d}' / "jetstream").rglob("*.blk"))
+
+    async def test_one_whose_name_is_no_text_works(self, tmp_path: Path) -> None:
+        async with EmbeddedServer(tmp_path / "\udcff\udcfe") as server:
+            await store_one(server.url)
+
+    @pytest.mark.parametrize("kind", ["file", "beneath a file", "of another version"])
+    async def test_one_that_cannot_be_used_is_named(self, tmp_path: Path, kind: str) -> None:
+        store = tmp_path / "store"
+        match kind:
+            case "file":
+                store.touch()
+            case "beneath a file":
+                store.touch()
+                store = store / "more"
+            case "of another version":
+                (store / "jetstream").parent.mkdir()
+                (store / "jetstream").touch()
+        with pytest.raises(SetupError) as caught:
+            async with EmbeddedServer(store):
+                pass
+        assert "Error" not in caught.value.message
 
     async def test_is_for_its_owner_only(self, tmp_path: Path) -> None:
         async with EmbeddedServer(tmp_path / "store") as own:
