@@ -31,6 +31,9 @@ OnBytes: TypeAlias = Callable[[int], None]
 
 _ADDRESS: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _BATCH_BYTES: Final = 8 * 1024 * 1024
+_MANY: Final = 1_024
+_TINY: Final = 4 * 1024
+"""Chunks that are so many and of so few bytes each that they are worth being written anew."""
 _ODD: Final = {STATUS, ERROR_CODE, MALFORMED}
 """Headers that would have a reader take a chunk for something else."""
 
@@ -191,6 +194,8 @@ class _Adopter:
                 sums += sum_bytes(data)
             last = len(data)
             chunks, size = chunks + 1, size + last
+        if chunks > _MANY and chunk_size < _TINY:
+            why = why or "its chunks are tiny, so that reading them would take long"
         return _Seen(await hasher.digest(), size, chunks, max(1, chunk_size), bytes(sums), why)
 
     async def _bytes_of(self, entry: Entry) -> AsyncIterator[bytes]:

@@ -292,6 +292,31 @@ async def test_metadata_on_subjects_that_cannot_be_asked_for_is_named(
     await check_served(blobs, b"".join(EVEN))
 
 
+async def test_an_object_in_very_many_chunks_is_written_anew(
+    raw: Raw, blobs: Client, objects: Objects
+) -> None:
+    data = pattern(3_000, "tiny")
+    await put_object(raw, "tiny", pieces(data, 2), options={"max_chunk_size": 2})
+    assert await outcomes(objects) == {"tiny": "copied"}
+    assert (await blobs.stat(Digest.of(data))).chunks == 1
+    await check_served(blobs, data)
+
+
+async def test_a_full_bucket_refuses_what_it_cannot_take_and_names_it(
+    raw: Raw, blobs: Client, objects: Objects
+) -> None:
+    await put_object(raw, "first", EVEN, **EVEN_META)
+    await outcomes(objects)
+    await put_object(raw, "no room", [b"1", b"333", b"22"])
+    info = await objects.bucket.info()
+    config = {**info.config, "max_bytes": info.state.bytes}
+    await objects.bucket.jetstream.update(config)
+    found = await adopted(objects)
+    assert {name: one.outcome for name, one in found.items()} == {"first": "present", "no room": "refused"}
+    assert found["no room"].reason
+    await check_served(blobs, b"".join(EVEN))
+
+
 async def test_the_empty_object(raw: Raw, blobs: Client, objects: Objects) -> None:
     await put_object(raw, "empty", [])
     assert await outcomes(objects) == {"empty": "adopted"}
