@@ -234,7 +234,10 @@ async def _uploads(
     settings: Settings, backend: Backend, front: Connection, replies: Replies, at: At, stack: AsyncExitStack
 ) -> Uploads:
     expiry = timedelta(seconds=settings.upload_expiry)
-    chunk_size = min(backend.store.chunk_size, front.max_payload - MESSAGE_RESERVE)
+
+    def chunk_size() -> int:
+        return min(backend.store.chunk_size, max(1, front.max_payload - MESSAGE_RESERVE))
+
     if backend.storage is None or not isinstance(backend.store, JetStreamStore):
         relay = RelayUploads(
             backend.store,
@@ -255,7 +258,7 @@ async def _uploads(
         replies,
         chunk_subject=backend.store.chunk_subject,
         beneath=at.relay,
-        chunk_size=chunk_size,
+        chunk_size=backend.store.chunk_size,
         window=backend.window,
     )
     await stack.enter_async_context(forwarder.taking())
@@ -264,7 +267,7 @@ async def _uploads(
         taps,
         forwarder,
         commit_subject=at.commit,
-        chunk_size=backend.store.chunk_size,
+        chunk_size=chunk_size,
         window=backend.window,
         expiry=expiry,
     )

@@ -7,12 +7,14 @@ from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Final
 
+from msgspec import structs
+
 from natsblob import wire
 from natsblob.broker.cleanup import shielded
 from natsblob.broker.message import Message
 from natsblob.broker.publish import PublishWindow
 from natsblob.broker.retry import delay, retrying
-from natsblob.chunking import MESSAGE_RESERVE, Block, rechunk
+from natsblob.chunking import Block, rechunk
 from natsblob.client.progress import Gauge
 from natsblob.client.service import Service, decoded, has_field
 from natsblob.client.sources import Source
@@ -60,20 +62,26 @@ class Upload:
         self._gauge = gauge
         self._expected = expected
         self._patience = patience
-        self._max_inline = min(caps.max_inline, service.connection.max_payload - MESSAGE_RESERVE)
+        self._room = service.room
+        """Bytes that fit one message, as of the beginning of an attempt."""
 
     async def run(self) -> Info:
         """Put the blob, from the beginning again where the service has lost the upload."""
         for number in range(RESTARTS if self._source.repeatable else 0):
-            with suppress(UploadExpiredError):
+            try:
                 return await self._put()
-            await asyncio.sleep(delay(number + _SLOWER))
+            except UploadExpiredError:
+                await asyncio.sleep(delay(number + _SLOWER))
+            except TooLargeError:
+                if self._service.room >= self._room:
+                    raise
         return await self._put()
 
     async def _put(self) -> Info:
+        self._room = self._service.room
         async with aclosing(self._source.blocks(self._caps.chunk_size)) as blocks:
             head: list[Block] = []
-            room = self._max_inline
+            room = min(self._caps.max_inline, self._room)
             async for block in blocks:
                 head.append(block)
                 room -= len(block)
@@ -121,7 +129,12 @@ class Upload:
                 raise
 
     async def _open(self) -> Opened | Info:
-        request = OpenRequest(self._expected, self._source.size, relayed=self._service.is_relayed)
+        request = OpenRequest(
+            self._expected,
+            self._source.size,
+            relayed=self._service.is_relayed,
+            max_chunk=max(self._room, wire.LEAST_CHUNK),
+        )
         subject = self._service.subjects.open
         reply = await self._service.call(subject, wire.encode(request), timeout=self._patience)
         return decoded(reply, Opened) if has_field(reply, "upload") else decoded(reply, Info)
@@ -152,6 +165,8 @@ class Upload:
         """Make the staged chunks a blob: by the worker that watched them, or by any that reads them back."""
         subject = opened.commit_subject
         body = wire.encode(request)
+        if len(body) > self._service.room:  # marks only spare the worker a look
+            body = wire.encode(structs.replace(request, marks=None))
         allowed = COMMIT_ATTEMPT + request.size / READ_BACK_RATE
 
         async def attempt() -> Message:

@@ -71,13 +71,16 @@ class Way:
                 raise _lost()
             is_frozen = isinstance(trouble, DeadlineError) and silent > _FROZEN
             is_lost = is_gone or is_frozen or isinstance(trouble, UploadExpiredError)
-            return OpenRequest(upload=upload, relayed=True) if is_lost else None
+            return self._again(upload) if is_lost else None
         if isinstance(trouble, NotAllowedError):
             self._service.is_relayed = True
         elif self._has_left_stream or silent < (UNHEARD if is_gone or not answered else _FROZEN):
             return None
         self._has_left_stream = True
-        return OpenRequest(upload=upload if answered else None, relayed=True)
+        return self._again(upload if answered else None)
+
+    def _again(self, upload: str | None) -> OpenRequest:
+        return OpenRequest(upload=upload, relayed=True, max_chunk=self.opened.chunk_size)
 
 
 def _lost() -> UploadExpiredError:

@@ -99,7 +99,7 @@ class Forwarder:
                 for stage in list(self._known):
                     self.forget(stage)
 
-    def begin(self, stage: str, *, is_whole: bool) -> tuple[str, int]:
+    def begin(self, stage: str, *, is_whole: bool, chunk_size: int) -> tuple[str, int]:
         """Where an upload's chunks go, and how many may be unanswered.
 
         `is_whole` where no chunk of it can have been published yet.
@@ -110,7 +110,7 @@ class Forwarder:
                 self.forget(self._most_idle())
             share = MAX_HELD // self.chunk_size // (len(self._active) + 1)
             window = max(1, min(self._window, share))
-            upload = Forwarded(stage, is_whole=is_whole, chunk_size=self.chunk_size, window=window)
+            upload = Forwarded(stage, is_whole=is_whole, chunk_size=chunk_size, window=window)
             self._known[stage] = upload
         return f"{self._beneath}.{stage}", upload.window
 

@@ -157,7 +157,7 @@ class Handlers:
         ):
             return _json(info)
         relayed = wanted.relayed or _is_foreign(request)
-        return _json(await self._uploads.open(wanted.upload, relayed=relayed))
+        return _json(await self._uploads.open(wanted.upload, relayed=relayed, most=wanted.max_chunk))
 
     async def status(self, request: Request) -> Answer:
         wanted = wire.decode(request.data, wire.StatusRequest)

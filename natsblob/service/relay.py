@@ -10,7 +10,7 @@ import asyncio
 import zlib
 from array import array
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Final, Self
@@ -35,7 +35,7 @@ from natsblob.logs import get_logger
 from natsblob.service.limits import RETRY_AFTER_MS, ByteBudget
 from natsblob.service.messages import Reply
 from natsblob.service.replies import Replies
-from natsblob.service.uploads import new_upload, ranges, stage_of
+from natsblob.service.uploads import new_upload, ranges, smallest, stage_of
 from natsblob.store.base import Writer
 from natsblob.wire import CommitRequest, Info, Opened, UploadStatus
 
@@ -57,7 +57,7 @@ class Relay:
     def __init__(self, replies: Replies, budget: ByteBudget, *, chunk_size: int, window: int) -> None:
         self._replies = replies
         self._budget = budget
-        self._chunk_size = chunk_size
+        self.chunk_size = chunk_size
         self._window = window
         self._waiting: dict[int, tuple[bytes, str]] = {}
         self._sums = array("I")
@@ -100,7 +100,7 @@ class Relay:
             )
 
     def _is_chunk(self, message: Message) -> bool:
-        if MALFORMED in message.headers or not 0 < len(message.data) <= self._chunk_size:
+        if MALFORMED in message.headers or not 0 < len(message.data) <= self.chunk_size:
             return False
         return message.headers.get(wire.SUM) in (None, wire.chunk_sum(message.data))
 
@@ -122,7 +122,7 @@ class Relay:
                 raise self._fault
             if self._stored in self._waiting:
                 data, _ = self._waiting[self._stored]
-                if self._size != self._stored * self._chunk_size:
+                if self._size != self._stored * self.chunk_size:
                     raise BadRequestError("a chunk that is not the last one is short")
                 self._size += len(data)
                 await hasher.update(data)
@@ -174,7 +174,7 @@ class RelayUploads:
         *,
         chunk_subjects: str,
         commit_subject: str,
-        chunk_size: int,
+        chunk_size: Callable[[], int],
         window: int,
         expiry: timedelta,
     ) -> None:
@@ -193,15 +193,22 @@ class RelayUploads:
     async def takes_direct(self) -> bool:
         return False
 
-    async def open(self, upload: str | None = None, *, relayed: bool = False) -> Opened:  # noqa: ARG002
+    async def open(
+        self,
+        upload: str | None = None,
+        *,
+        relayed: bool = False,  # noqa: ARG002 - there is no other way
+        most: int | None = None,
+    ) -> Opened:
         if upload is not None:
-            self._find(stage_of(upload))
-            return self._opened(upload)
+            relay, _ = self._find(stage_of(upload))
+            return self._opened(upload, relay.chunk_size)
         await self._make_room()
         upload = new_upload()
         stage = stage_of(upload)
         subject = f"{self._chunk_subjects}.{stage}"
-        relay = Relay(self._replies, self._budget, chunk_size=self._chunk_size, window=self._window)
+        chunk_size = smallest(self._chunk_size(), most)
+        relay = Relay(self._replies, self._budget, chunk_size=chunk_size, window=self._window)
         listening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(self._store_chunks(relay, subject, listening))
         self._open[stage] = (relay, task)
@@ -210,7 +217,7 @@ class RelayUploads:
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             await task
-        return self._opened(upload)
+        return self._opened(upload, chunk_size)
 
     async def _make_room(self) -> None:
         """Drop the upload that has been idle for longest, where too many are open."""
@@ -221,12 +228,12 @@ class RelayUploads:
             raise BusyError("too many uploads are open at this worker", retry_after_ms=RETRY_AFTER_MS)
         await _cancelled(task)
 
-    def _opened(self, upload: str) -> Opened:
+    def _opened(self, upload: str, chunk_size: int) -> Opened:
         return Opened(
             upload=upload,
             chunk_subject=f"{self._chunk_subjects}.{stage_of(upload)}",
             commit_subject=self._commit_subject,
-            chunk_size=self._chunk_size,
+            chunk_size=chunk_size,
             window=self._window,
             expires=datetime.now(UTC) + self._expiry,
             relayed=True,

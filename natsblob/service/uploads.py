@@ -27,9 +27,12 @@ class Uploads(Protocol):
         """Whether publishers may put the chunks of an upload past this worker."""
         ...
 
-    async def open(self, upload: str | None = None, *, relayed: bool = False) -> Opened:
+    async def open(
+        self, upload: str | None = None, *, relayed: bool = False, most: int | None = None
+    ) -> Opened:
         """Begin an upload, or go on with one; with `relayed` the chunks come to this worker in any case.
 
+        The client publishes chunks of `most` bytes at most.
         `UploadExpiredError` where an upload is named that this worker cannot go on with.
         """
         ...
@@ -59,6 +62,11 @@ def stage_of(upload: str) -> str:
     return hashlib.sha256(upload.encode()).hexdigest()[:22]
 
 
+def smallest(chunk_size: int, most: int | None) -> int:
+    """The size of chunks that both this service and the client can publish."""
+    return chunk_size if most is None else min(chunk_size, most)
+
+
 def ranges(indexes: list[int]) -> list[tuple[int, int]]:
     """Ascending indexes as inclusive ranges."""
     found: list[tuple[int, int]] = []
@@ -84,7 +92,7 @@ class StagedUploads:
         forwarder: Forwarder,
         *,
         commit_subject: str,
-        chunk_size: int,
+        chunk_size: Callable[[], int],
         window: int,
         expiry: timedelta,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -101,17 +109,20 @@ class StagedUploads:
     async def takes_direct(self) -> bool:
         return await self._store.direct_subject(stage_of(new_upload())) is not None
 
-    async def open(self, upload: str | None = None, *, relayed: bool = False) -> Opened:
+    async def open(
+        self, upload: str | None = None, *, relayed: bool = False, most: int | None = None
+    ) -> Opened:
+        chunk_size = smallest(self._chunk_size(), most)
         is_new = upload is None
         upload = upload or new_upload()
         stage = stage_of(upload)
         subject = None if relayed else await self._store.direct_subject(stage, anew=not is_new)
         if subject is None:
-            relay, window = self._forwarder.begin(stage, is_whole=is_new)
-            return self._opened(upload, relay, self._forwarder.chunk_size, window, relayed=True)
+            relay, window = self._forwarder.begin(stage, is_whole=is_new, chunk_size=chunk_size)
+            return self._opened(upload, relay, chunk_size, window, relayed=True)
         if is_new:
             await self._taps.watch(stage, subject)
-        return self._opened(upload, subject, self._chunk_size, self._window, relayed=False)
+        return self._opened(upload, subject, chunk_size, self._window, relayed=False)
 
     async def status(self, upload: str) -> UploadStatus:
         return UploadStatus(upload, ranges(await self._store.staged(stage_of(upload))))

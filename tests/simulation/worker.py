@@ -105,7 +105,7 @@ class Worker:
             taps,
             forwarder,
             commit_subject=commit_at,
-            chunk_size=CHUNK,
+            chunk_size=lambda: CHUNK,
             window=WINDOW,
             expiry=UPLOAD_EXPIRY,
         )
