@@ -18,8 +18,11 @@ _SPARE: Final = 16
 
 
 def most_messages(size: int, chunk_size: int) -> int:
-    """How many messages an upload of `size` bytes may have: more is no mistake that is worth mending."""
-    return 4 * chunking.count(size, chunk_size) + _SPARE
+    """How many messages an upload of `size` bytes may have: more is no mistake that is worth mending.
+
+    Another worker may have opened it, with other chunks, or a client that cannot publish larger ones.
+    """
+    return 4 * chunking.count(size, min(chunk_size, wire.LEAST_CHUNK)) + _SPARE
 
 
 def is_canonical(block: bytes, stage: str, index: int, crc: int) -> bool:

@@ -69,10 +69,18 @@ class Objects:
         self.bucket = bucket
         self._jetstream = bucket.jetstream
         self._layout = bucket.layout
-        self.chunk_size = chunk_size_for(self._jetstream.connection.max_payload, chunk_size)
-        self.window = max(1, min(window_bytes // self.chunk_size, MOST_MESSAGES))
-        """Chunks in one window."""
+        self._largest_chunk = chunk_size
         self._window_bytes = window_bytes
+
+    @property
+    def chunk_size(self) -> int:
+        """Bytes in the chunks of what is written: fewer if the server takes less by now."""
+        return chunk_size_for(self._jetstream.connection.max_payload, self._largest_chunk)
+
+    @property
+    def window(self) -> int:
+        """Chunks in one window."""
+        return max(1, min(self._window_bytes // self.chunk_size, MOST_MESSAGES))
 
     async def find(self, name: str) -> Entry | None:
         """The object of this name, or `None` where no copy that was asked has one. Links are not followed."""

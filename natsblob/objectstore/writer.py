@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncIterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -13,7 +14,7 @@ from natsblob.broker.jetstream import JetStream
 from natsblob.broker.publish import PublishWindow
 from natsblob.chunking import rechunk
 from natsblob.digest import Digest
-from natsblob.errors import UnavailableError
+from natsblob.errors import TooLargeError, UnavailableError
 from natsblob.hashing import ConcurrentHasher
 from natsblob.objectstore.info import Layout
 from natsblob.wire import Marks, marks_of
@@ -69,9 +70,10 @@ async def write_chunks(
     """
     hasher = ConcurrentHasher()
     since = _now()
-    with PublishWindow(
+    publishing = PublishWindow(
         jetstream.connection, layout.chunks(nuid), message_id=nuid, window=window, patience=PATIENCE
-    ) as publisher:
+    )
+    with _smaller_next_time(), publishing as publisher:
         async for chunk in rechunk(source, chunk_size):
             await hasher.update(chunk)
             since = _now()
@@ -97,8 +99,20 @@ async def write_chunk(
     if not data:
         return Written(nuid, 0, 0, chunk_size, digest, marks_of([]), since)
     headers = {wire.CHUNK: "0", wire.SUM: wire.chunk_sum(data)}
-    ack = await jetstream.publish(layout.chunks(nuid), data, headers=headers)
+    with _smaller_next_time():
+        ack = await jetstream.publish(layout.chunks(nuid), data, headers=headers)
     return Written(nuid, len(data), 1, chunk_size, digest, marks_of([ack.seq]), since)
+
+
+@contextmanager
+def _smaller_next_time() -> Iterator[None]:
+    """Chunks are cut to what the server takes; if one is too large, it takes less since a moment ago."""
+    try:
+        yield
+    except TooLargeError as error:
+        if "limit" not in error.details:  # the stream's own limit, which stays
+            raise
+        raise UnavailableError("the server takes smaller messages by now; a repeat is safe") from error
 
 
 def _now() -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ import pytest
 
 import natsblob
 from natsblob.app import worker
-from natsblob.broker.embedded import EmbeddedServer
+from natsblob.broker.embedded import EmbeddedServer, free_port
 from natsblob.config import Settings
 from natsblob.errors import SetupError
 from natsblob.testing.payloads import pattern
-from natsblob.testing.servers import temporary_server
+from natsblob.testing.servers import Seat, temporary_server, temporary_store_dir, until_settled
 from natsblob.testing.services import running_worker
+from tests.integration.test_connections import reloadable
 
 SMALL = "max_payload: 64KB\n"
 
@@ -74,3 +75,60 @@ async def test_a_worker_refuses_to_start_without_room_for_chunks(tmp_path: Path)
             with pytest.raises(SetupError):
                 async with worker(Settings(server=(server.url,), backend=backend)):
                     pass
+
+
+async def test_a_limit_that_is_lowered_under_a_running_worker() -> None:
+    async with (
+        reloadable("max_payload: 1MB\n") as server,
+        running_worker(server.url) as process,
+        natsblob.connect(server.url, timeout=30) as client,
+    ):
+        large, small = pattern(3_000_000), pattern(200_000)
+        before = await client.put(large)
+        inline = await client.put(small)
+        server.reload(SMALL)
+        for blob, content in ((before, large), (inline, small)):
+            assert await client.get(blob.digest) == content
+        for content in (b"tiny", bytes(100_000), bytes(2_000_000)):
+            info = await client.put(content)
+            assert await client.get(info.digest) == content
+        assert {info.digest async for info in client.list()} >= {before.digest, inline.digest}
+        assert process.running
+
+
+SIZES = (50_000, 700_000, 3_000_000)
+
+
+@pytest.mark.parametrize("workers_have", ["more", "less"])
+async def test_a_client_whose_server_has_another_limit_than_the_workers(workers_have: str) -> None:
+    async with two_servers("max_payload: 1MB\n", SMALL) as (large, small):
+        theirs, ours = (large, small) if workers_have == "more" else (small, large)
+        async with running_worker(theirs.url), natsblob.connect(ours.url, timeout=30) as client:
+            for size in SIZES:
+                content = pattern(size)
+                info = await client.put(content)
+                assert await client.get(info.digest) == content
+                assert await client.get(info.digest, offset=size // 2, length=9) == content[size // 2 :][:9]
+            unknown = [hashlib.sha256(b"no %d" % number).hexdigest() for number in range(1200)]
+            assert len(await client.missing(unknown)) == 1200
+
+
+@asynccontextmanager
+async def two_servers(*configs: str) -> AsyncIterator[list[EmbeddedServer]]:
+    """The servers of one cluster, configured differently."""
+    ports = iter([free_port() for _ in range(2 * len(configs))])
+    seats = [Seat(next(ports), next(ports)) for _ in configs]
+    async with AsyncExitStack() as stack:
+        servers = [
+            EmbeddedServer(
+                stack.enter_context(temporary_store_dir()),
+                name=f"n{number}",
+                extra=seat.config(seats) + config,
+                extra_ports=(seat.route_port, seat.monitor_port),
+            )
+            for number, (seat, config) in enumerate(zip(seats, configs, strict=True))
+        ]
+        await asyncio.gather(*map(stack.enter_async_context, servers))
+        monitors = {server.name: seat.monitor_port for server, seat in zip(servers, seats, strict=True)}
+        await until_settled(monitors, len(servers))
+        yield servers
