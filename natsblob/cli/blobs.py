@@ -175,7 +175,8 @@ def _naming(path: str) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        full = error.errno in (ENOSPC, EDQUOT, EFBIG)
+        stream = Path(path).exists() and not Path(path).is_file()
+        full = error.errno in (ENOSPC, EDQUOT, EFBIG) and not stream
         rest = "; repeating this goes on from what has arrived" if full else ""
         named = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else path
         raise FileError(f"{named}: {error.strerror or error}{rest}") from error

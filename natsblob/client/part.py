@@ -45,8 +45,11 @@ class PartFile:
     def __init__(self, target: FileTarget, digest: Digest | None) -> None:
         """`digest` is that of the whole blob; without one the file cannot be found again."""
         self._target = target
-        with naming(target.path):
+        try:
             self._file, self._name, self.kept = _open(target, digest)
+        except OSError as error:
+            reason = f"no file can be made beside it ({error.strerror})"
+            raise OSError(error.errno, reason, target.path) from error
 
     @property
     def length(self) -> int:
@@ -73,8 +76,7 @@ class PartFile:
             synced = self._sync()
             self._dress()
             self._confirm(self._name)
-            directory = self._target.directory
-            os.rename(self._name, self._target.name, src_dir_fd=directory, dst_dir_fd=directory)
+            self._rename()
             self._confirm(self._target.name)
             self.kept = True
             if not (self._target.sync() and synced):
@@ -88,6 +90,15 @@ class PartFile:
 
     def close(self) -> None:
         os.close(self._file)
+
+    def _rename(self) -> None:
+        directory = self._target.directory
+        try:
+            os.rename(self._name, self._target.name, src_dir_fd=directory, dst_dir_fd=directory)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise OSError(error.errno, "is mounted by itself, and so cannot be replaced") from error
 
     def _sync(self) -> bool:
         try:

@@ -279,7 +279,9 @@ async def _until_readable(file: io.RawIOBase | BinaryIO) -> None:
     try:
         descriptor = file.fileno()
     except (AttributeError, OSError) as error:
-        raise BadRequestError("the file is not blocking; wrap it in an async iterable") from error
+        raise BadRequestError(
+            "read() returns None, and there is no descriptor to wait for more at"
+        ) from error
     while not await asyncio.to_thread(_readable, descriptor, _LOOK_UP_MS):
         pass
 
