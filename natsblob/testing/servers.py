@@ -44,10 +44,12 @@ async def temporary_server(*, extra: str = "", jetstream: str = "") -> AsyncIter
 
 
 @asynccontextmanager
-async def temporary_cluster(size: int = 3, *, jetstream: str = "") -> AsyncIterator[EmbeddedCluster]:
-    """A cluster that has elected its leader, with empty stores; `jetstream` as in `EmbeddedServer`."""
+async def temporary_cluster(
+    size: int = 3, *, extra: str = "", jetstream: str = ""
+) -> AsyncIterator[EmbeddedCluster]:
+    """A cluster that has elected its leader, with empty stores; the rest is as in `EmbeddedServer`."""
     with temporary_store_dir() as directory:
-        async with EmbeddedCluster(directory, size, jetstream=jetstream) as cluster:
+        async with EmbeddedCluster(directory, size, extra=extra, jetstream=jetstream) as cluster:
             yield cluster
 
 
@@ -70,11 +72,18 @@ class EmbeddedCluster:
     """`size` servers with routes between them; each of `servers` may be killed, paused and restarted."""
 
     def __init__(
-        self, directory: Path, size: int = 3, *, jetstream: str = "", binary: Path | None = None
+        self,
+        directory: Path,
+        size: int = 3,
+        *,
+        extra: str = "",
+        jetstream: str = "",
+        binary: Path | None = None,
     ) -> None:
-        """`jetstream` and `binary` as in `EmbeddedServer`."""
+        """`extra`, `jetstream` and `binary` as in `EmbeddedServer`."""
         self._directory = directory
         self._size = size
+        self._extra = extra
         self._jetstream = jetstream
         self._binary = binary
         self._seats: list[Seat] = []
@@ -123,7 +132,7 @@ class EmbeddedCluster:
             EmbeddedServer(
                 self._directory / f"n{number}",
                 name=f"n{number}",
-                extra=seat.config(self._seats),
+                extra=seat.config(self._seats) + self._extra,
                 extra_ports=(seat.route_port, seat.monitor_port),
                 jetstream=self._jetstream,
                 binary=self._binary,

@@ -206,12 +206,13 @@ class Upload:
 class Wire:
     """A socket to the server, for what no client library would send."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, **login: str) -> None:
         self._port = int(url.rpartition(":")[2])
+        self._login = {"verbose": False, "headers": True, **login}
 
     async def __aenter__(self) -> Self:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
-        self._writer.write(b'CONNECT {"verbose":false,"headers":true}\r\n')
+        self._writer.write(f"CONNECT {json.dumps(self._login)}\r\n".encode())
         return self
 
     async def publish(self, subject: str, reply: str, block: bytes, data: bytes = b"") -> None:
