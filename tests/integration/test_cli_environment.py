@@ -66,7 +66,7 @@ def test_a_plain_locale_shows_what_it_can(natsblob: Cli, tmp_path: Path, variabl
 def test_settings_that_are_not_unicode_reach_worker_processes(natsblob: Cli, tmp_path: Path) -> None:
     folder = tmp_path / NAME
     folder.mkdir()
-    with serving(natsblob, "--disk", folder, "--workers", "2", "--prefix", "odd") as service:
+    with serving(natsblob, "--disk", folder, "--create-disk", "--workers", "2", "--prefix", "odd") as service:
         assert service.told["workers"] == "2"
 
 

@@ -56,7 +56,7 @@ def test_verify_reads_the_bucket_that_the_service_serves(served: Cli) -> None:
 @pytest.mark.parametrize("backend", ["disk", "memory"])
 def test_verify_reads_what_a_service_keeps_elsewhere(natsblob: Cli, tmp_path: Path, backend: str) -> None:
     cli = Cli(tmp_path, **{**natsblob.env, "NATSBLOB_BACKEND": backend})
-    flags = ("--disk", tmp_path / "disk") if backend == "disk" else ()
+    flags = ("--disk", tmp_path / "disk", "--create-disk") if backend == "disk" else ()
     with serving(cli, *flags):
         natsblob.good("put", "-", stdin=DATA)
         natsblob.good("put", "-", stdin=b"small")
@@ -73,7 +73,7 @@ def test_verify_reads_what_a_service_keeps_elsewhere(natsblob: Cli, tmp_path: Pa
 
 def test_verify_finds_what_rotted_on_a_disk(natsblob: Cli, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    with serving(natsblob, "--disk", disk):
+    with serving(natsblob, "--disk", disk, "--create-disk"):
         natsblob.good("put", "-", stdin=DATA)
         (blob,) = (path for path in disk.rglob("*") if path.is_file() and path.stat().st_size == len(DATA))
         blob.chmod(0o600)

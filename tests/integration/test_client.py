@@ -593,7 +593,13 @@ async def test_a_busy_worker_is_asked_again_later(server: EmbeddedServer) -> Non
 
 async def test_an_upload_that_was_lost_begins_again(server: EmbeddedServer, tmp_path: Path) -> None:
     """On a directory chunks go through one worker, and an upload is lost with it."""
-    options = {"prefix": "test.lost", "backend": "disk", "disk": tmp_path / "store", "chunk_size": CHUNK}
+    options = {
+        "prefix": "test.lost",
+        "backend": "disk",
+        "create_disk": True,
+        "disk": tmp_path / "store",
+        "chunk_size": CHUNK,
+    }
     data = data_of(8 * WINDOW, "lost")
     file = _path(data, tmp_path)
     async with (
@@ -620,7 +626,13 @@ async def test_an_upload_that_was_lost_begins_again(server: EmbeddedServer, tmp_
 async def test_a_lost_upload_of_what_cannot_be_read_again_is_an_error(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
-    options = {"prefix": "test.gone", "backend": "disk", "disk": tmp_path / "store", "chunk_size": CHUNK}
+    options = {
+        "prefix": "test.gone",
+        "backend": "disk",
+        "create_disk": True,
+        "disk": tmp_path / "store",
+        "chunk_size": CHUNK,
+    }
     async with (
         running_worker(server.url, window_bytes=WINDOW, **options) as worker,
         natsblob.connect(server.url, prefix="test.gone") as blobs,

@@ -22,7 +22,7 @@ DIGEST = hashlib.sha256(DATA).hexdigest()
 @pytest.fixture(params=["memory", "disk"])
 async def raw(server: EmbeddedServer, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Raw]:
     """Stores to which publishers cannot reach."""
-    async with service(server.url, backend=request.param, disk=tmp_path) as raw:
+    async with service(server.url, backend=request.param, disk=tmp_path, create_disk=True) as raw:
         yield raw
 
 

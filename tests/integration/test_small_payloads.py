@@ -57,7 +57,12 @@ async def test_blobs_of_all_sizes(small: EmbeddedServer, size: int) -> None:
 
 @pytest.mark.parametrize("chunk_size", [60 * 1024, 64 * 1024 - 1, 64 * 1024, 300_000, 2 * 1024 * 1024])
 async def test_chunks_larger_than_a_message_can_be_read(tmp_path: Path, chunk_size: int) -> None:
-    volume: dict[str, Any] = {"backend": "disk", "disk": tmp_path, "chunk_size": chunk_size}
+    volume: dict[str, Any] = {
+        "backend": "disk",
+        "disk": tmp_path / "volume",
+        "create_disk": True,
+        "chunk_size": chunk_size,
+    }
     async with temporary_server(extra=SMALL) as server, serving(server, **volume) as client:
         content = pattern(5_000_000)
         info = await client.put(content)
