@@ -32,11 +32,11 @@ class Place(NamedTuple):
     """Chunks that may be unanswered there."""
 
 
-Elsewhere: TypeAlias = Callable[[BlobError, float, int], Awaitable[Place | None]]
+Elsewhere: TypeAlias = Callable[[BlobError, float, Callable[[], int]], Awaitable[Place | None]]
 """Where the unanswered chunks go from now on, if not where they went.
 
-It is told of an error, of the seconds without any answer, and how many chunks are answered: these are
-stored, and stay so.
+It is told of an error and of the seconds without any answer, and may ask how many chunks are answered: these
+are stored, and are not published again. Only if there are none may the message ids be other ones.
 """
 
 
@@ -73,7 +73,6 @@ class PublishWindow:
         self._epoch = connection.epoch
         self._attempt = 0
         self._progress_at = 0.0
-        self._inbox = connection.inbox(self._on_ack)
         self._reply = ""
         self._listening = ExitStack()
         self._has_moved = False
@@ -91,8 +90,7 @@ class PublishWindow:
         return len(self.seqs) - len(self._unanswered)
 
     def __enter__(self) -> Self:
-        self._reply = self._listening.enter_context(self._inbox)
-        self._listening.enter_context(self._connection.refusals(self._subject, self._on_refusal))
+        self._listen()
         self._progress_at = asyncio.get_running_loop().time()
         return self
 
@@ -147,9 +145,11 @@ class PublishWindow:
     async def _moved(self, trouble: BlobError) -> bool:
         """Whether the chunks go elsewhere from now on; all that are unanswered are to be published there."""
         silent = asyncio.get_running_loop().time() - self._progress_at
-        place = await self._elsewhere(trouble, silent, self.answered) if self._elsewhere else None
+        place = await self._elsewhere(trouble, silent, lambda: self.answered) if self._elsewhere else None
         if place is None:
             return False
+        if place.message_id != self._message_id:  # what was published before is of no use there
+            self._listen()
         self._subject, self._message_id, self._window = place
         self._has_moved = True
         self._fatal = None
@@ -157,6 +157,12 @@ class PublishWindow:
         self._refused.update(self._unanswered)
         await self._publish_again(self._trouble)
         return True
+
+    def _listen(self) -> None:
+        """Hear the answers to what is published from now on, and no others."""
+        self._listening.close()
+        self._reply = self._listening.enter_context(self._connection.inbox(self._on_ack))
+        self._listening.enter_context(self._connection.refusals(self._subject, self._on_refusal))
 
     async def _publish_again(self, trouble: BlobError) -> None:
         loop = asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from natsblob.broker.publish import ACK_TIMEOUT, Place
@@ -42,9 +43,9 @@ class Way:
         subject = self.opened.chunk_subject
         return Place(subject, subject.rpartition(".")[2], self.opened.window)
 
-    async def elsewhere(self, trouble: BlobError, silent: float, answered: int) -> Place | None:
+    async def elsewhere(self, trouble: BlobError, silent: float, answered: Callable[[], int]) -> Place | None:
         """See `Elsewhere`. `UploadExpiredError` if no worker goes on with the upload."""
-        request = self._request(trouble, silent, answered)
+        request = self._request(trouble, silent, answered())
         if request is None:
             return None
         subject = self._service.subjects.open
@@ -56,6 +57,9 @@ class Way:
             raise
         if isinstance(trouble, NotAllowedError) and not opened.relayed:
             raise trouble
+        if request.upload is None and answered():  # the stream took chunks meanwhile
+            self._has_left_stream = False
+            return None
         is_other = request.upload is not None and opened.upload != request.upload
         if is_other or opened.chunk_size != self.opened.chunk_size:
             raise _lost()

@@ -24,14 +24,13 @@ from natsblob.chunking import Seen
 from natsblob.errors import (
     BadRequestError,
     BlobError,
-    BusyError,
     NoRespondersError,
     UnavailableError,
     UploadExpiredError,
 )
 from natsblob.logs import get_logger
-from natsblob.service.forwarded import REPEAT_AFTER, Chunk, Flight, Forwarded
-from natsblob.service.limits import RETRY_AFTER_MS, ByteBudget
+from natsblob.service.forwarded import REPEAT_AFTER, Chunk, Flight, Forwarded, busy
+from natsblob.service.limits import ByteBudget
 from natsblob.service.messages import Reply
 from natsblob.service.replies import Replies
 
@@ -181,7 +180,7 @@ class Forwarder:
         before = upload.early.get(chunk.index)
         if before is None and not self._early.hold(len(chunk.data)):
             self._sweep(chunk.since)
-            raise _busy()
+            raise busy()
         upload.early[chunk.index] = chunk
         if upload.timer is None:
             loop = asyncio.get_running_loop()
@@ -239,7 +238,7 @@ class Forwarder:
         is_within = len(upload.flying) < upload.window and upload.held + size <= share
         if not is_within or not self._budget.hold(size):
             self._sweep(chunk.since)
-            raise _busy()
+            raise busy()
         upload.held += size
         self._active.add(upload)
 
@@ -339,7 +338,3 @@ class Forwarder:
                     await self._idle.wait()
         except TimeoutError:
             log.warning("relay.unanswered", uploads=len(self._active))
-
-
-def _busy() -> BusyError:
-    return BusyError("too many chunks are on their way through this worker", retry_after_ms=RETRY_AFTER_MS)

@@ -10,9 +10,12 @@ from typing import Final
 
 from natsblob.broker.jetstream import Ack
 from natsblob.chunking import Seen
-from natsblob.errors import BadRequestError
+from natsblob.errors import BadRequestError, BusyError
 from natsblob.hashing import ConcurrentHasher
+from natsblob.service.limits import RETRY_AFTER_MS
 
+FAR: Final = 4096
+"""Chunks ahead of the next one that no client can have sent which keeps to a window."""
 REPEAT_AFTER: Final = 3.0
 """Seconds after which a chunk is published once more if it comes again: its ack may be lost."""
 
@@ -88,8 +91,10 @@ class Forwarded:
         known = flight.crc if flight else early.crc if early else self._sum(chunk.index)
         if known is not None and known != chunk.crc:
             raise BadRequestError(f"two different contents were published for chunk {chunk.index}")
+        if self.is_whole and chunk.index >= self.taken + FAR:
+            raise BadRequestError(f"chunk {chunk.index} lies far beyond the window")
         if self.is_whole and chunk.index >= self.taken + self.window:
-            raise BadRequestError(f"chunk {chunk.index} lies beyond the window")
+            raise busy()
         if self.is_next(chunk.index) and self._size != chunk.index * self._chunk_size:
             raise BadRequestError("a chunk that is not the last one is short")
 
@@ -134,3 +139,7 @@ class Forwarded:
 
     def _sum(self, index: int) -> int | None:
         return self._sums[index] if index < self.taken else None
+
+
+def busy() -> BusyError:
+    return BusyError("too many chunks are on their way through this worker", retry_after_ms=RETRY_AFTER_MS)

@@ -150,7 +150,7 @@ async def test_a_commit_needs_no_second_look(raw: Raw, monkeypatch: pytest.Monke
         raise AssertionError("chunks are read back")
 
     monkeypatch.setattr("natsblob.objectstore.staging.Staging._read_back", never)
-    monkeypatch.setattr("natsblob.objectstore.staging.Staging._marks_hold", never)
+    monkeypatch.setattr("natsblob.objectstore.staging.places_as_seen", never)
     assert (await upload.commit()).json["digest"] == DIGEST
 
 

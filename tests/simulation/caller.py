@@ -9,10 +9,16 @@ from random import Random
 from typing import Any, Final, TypeVar
 
 from natsblob.broker.connection import Connection
-from natsblob.broker.publish import PublishWindow
+from natsblob.broker.publish import Place, PublishWindow
 from natsblob.client.client import Client
 from natsblob.digest import Digest
-from natsblob.errors import BlobError, BlobNotFoundError, DeadlineError
+from natsblob.errors import (
+    BlobError,
+    BlobNotFoundError,
+    DeadlineError,
+    NoRespondersError,
+    UploadExpiredError,
+)
 from natsblob.wire import CommitRequest, Opened, marks_of
 from tests.simulation.faults import Faults
 from tests.simulation.history import CLIENT, REQUEST_TIMEOUT, Call, History, Verb
@@ -24,6 +30,8 @@ T = TypeVar("T")
 _HOUR: Final = 3600.0
 _VERBS: Final = {"put": 3, "stage": 3, "get": 2, "has": 1, "hold": 1, "delete": 2, "collect": 2}
 """What callers do, and how often."""
+_GONE: Final = (NoRespondersError, UploadExpiredError)
+"""What a caller hears that sends chunks to a worker which does not know them, or is gone."""
 _COMMITS: Final = 4
 """Times that a caller asks for a commit until it has heard what became of it."""
 
@@ -195,7 +203,8 @@ class Caller:
         call = self._begin("put", blob, "staged")
         opened: Opened | None = None
         try:
-            opened = await self._ask(lambda worker: worker.uploads.open())
+            relayed = random.random() < 0.5
+            opened = await self._ask(lambda worker: worker.uploads.open(relayed=relayed))
             request = await self._publish(blob, opened)
             await self._idle()
             if random.random() < 0.1:
@@ -217,12 +226,23 @@ class Caller:
 
     async def _publish(self, blob: Blob, opened: Opened) -> CommitRequest:
         stage = opened.chunk_subject.rpartition(".")[2]
+
+        async def elsewhere(trouble: BlobError, _silent: float, _: Callable[[], int]) -> Place | None:
+            if not opened.relayed or not isinstance(trouble, (*_GONE, DeadlineError)):
+                return None
+            try:
+                again = await self._ask(lambda worker: worker.uploads.open(opened.upload, relayed=True))
+            except BlobError:
+                return None
+            return Place(again.chunk_subject, stage, again.window)
+
         window = PublishWindow(
             self._connection,
             opened.chunk_subject,
             message_id=stage,
             window=opened.window,
             patience=30.0,
+            elsewhere=elsewhere,
         )
         with window:
             for start in range(0, len(blob.data), CHUNK):

@@ -108,6 +108,8 @@ def packed(subject: str, reply: str, data: bytes, headers: Headers) -> Message:
 
 
 def matches(pattern: str, subject: str) -> bool:
+    if pattern.endswith(".*"):
+        return subject.rpartition(".")[0] == pattern[:-2]
     return subject.startswith(pattern[:-1]) if pattern.endswith(".>") else subject == pattern
 
 

@@ -12,7 +12,7 @@ from natsblob import wire
 from natsblob.broker import publish
 from natsblob.broker.connection import Connection
 from natsblob.broker.message import Message
-from natsblob.broker.publish import PublishWindow
+from natsblob.broker.publish import Elsewhere, Place, PublishWindow
 from natsblob.errors import BlobError, ConflictError, DeadlineError, InsufficientStorageError
 
 THROTTLED = {"error": {"code": 429, "err_code": 10167, "description": "too many requests"}}
@@ -174,3 +174,76 @@ async def test_a_cancellation_anywhere_leaves_no_listener(step: int) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert script.listeners == 0
+
+
+def elsewhere_after(answers: int, message_id: str) -> Elsewhere:
+    """Sends the chunks to another place once, at the first trouble with so many answered."""
+    moved: list[BlobError] = []
+
+    async def elsewhere(trouble: BlobError, silent: float, answered: Callable[[], int]) -> Place | None:
+        assert silent >= 0
+        if moved or answered() < answers:
+            return None
+        moved.append(trouble)
+        return Place("elsewhere", message_id, 4)
+
+    return elsewhere
+
+
+async def test_chunks_that_nobody_answers_go_elsewhere_all_of_them() -> None:
+    """Late answers of the first place say nothing of the second."""
+    first: list[str] = []
+
+    def react(script: Script, index: int, reply: str, again: int) -> None:
+        if not again:
+            first.append(reply)
+            return
+        for late in first:
+            script.store(int(late.rpartition(".")[2]), late)
+        script.answer(reply, {"stream": "S", "seq": 100 + index})
+
+    script = Script(react)
+    with PublishWindow(
+        script, "s", message_id="m", window=4, patience=5.0, elsewhere=elsewhere_after(0, "other")
+    ) as publisher:
+        for index in range(8):
+            await publisher.send(str(index).encode())
+        await publisher.finish()
+        assert list(publisher.seqs[:4]) == [100, 101, 102, 103]
+        assert publisher.answered == 8
+    assert script.listeners == 0
+
+
+async def test_an_upload_that_goes_on_elsewhere_keeps_what_is_answered() -> None:
+    def react(script: Script, index: int, reply: str, again: int) -> None:
+        if index < 2 or again:
+            script.store(index, reply)
+
+    script = Script(react)
+    with PublishWindow(
+        script, "s", message_id="m", window=4, patience=5.0, elsewhere=elsewhere_after(2, "m")
+    ) as publisher:
+        for index in range(4):
+            await publisher.send(str(index).encode())
+        await publisher.finish()
+    assert script.sent == [0, 1, 2, 3, 2, 3]
+
+
+async def test_what_is_refused_for_now_is_sent_again_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publish, "ACK_TIMEOUT", 5.0)
+    held: list[tuple[int, str]] = []
+
+    def react(script: Script, index: int, reply: str, again: int) -> None:
+        if index == 1 and not again:
+            script.answer(reply, THROTTLED)
+        elif index == 3:
+            held.append((index, reply))
+            for one in held:
+                script.store(*one)
+        else:
+            held.append((index, reply))
+
+    assert await run(script := Script(react), 4) == [1, 2, 3, 4]
+    assert sorted(script.sent) == [0, 1, 1, 2, 3]
