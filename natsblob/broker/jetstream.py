@@ -75,6 +75,7 @@ class StreamState(msgspec.Struct):
     bytes: int = 0
     first_seq: int = 0
     last_seq: int = 0
+    last_ts: datetime | None = None
     num_subjects: int = 0
     subjects: dict[str, int] | None = None
 
@@ -95,10 +96,12 @@ class StreamInfo(msgspec.Struct):
     config: Config
     state: StreamState
     cluster: ClusterState | None = None
+    created: datetime | None = None
 
 
 class _StreamReply(msgspec.Struct):
     ts: datetime | None = None
+    created: datetime | None = None
     config: Config = {}
     state: StreamState = msgspec.field(default_factory=StreamState)
     cluster: ClusterState | None = None
@@ -200,7 +203,7 @@ class JetStream:
     async def stream(self, name: str) -> StreamInfo:
         """The stream as its leader sees it; `StreamMissingError` where there is none."""
         reply = await self.call(f"STREAM.INFO.{name}", None, _StreamReply)
-        return StreamInfo(reply.config, reply.state, reply.cluster)
+        return StreamInfo(reply.config, reply.state, reply.cluster, reply.created)
 
     async def now(self, name: str) -> datetime:
         """The time by the clock that stamps the messages of a stream, or nearly so."""
@@ -221,11 +224,11 @@ class JetStream:
     async def create(self, config: Config) -> StreamInfo:
         """Create a stream. With a configuration that is there already this changes nothing."""
         reply = await self.call(f"STREAM.CREATE.{config['name']}", config, _StreamReply)
-        return StreamInfo(reply.config, reply.state, reply.cluster)
+        return StreamInfo(reply.config, reply.state, reply.cluster, reply.created)
 
     async def update(self, config: Config) -> StreamInfo:
         reply = await self.call(f"STREAM.UPDATE.{config['name']}", config, _StreamReply)
-        return StreamInfo(reply.config, reply.state, reply.cluster)
+        return StreamInfo(reply.config, reply.state, reply.cluster, reply.created)
 
     async def delete(self, name: str) -> None:
         await self.call(f"STREAM.DELETE.{name}", None, _PlainReply)

@@ -23,6 +23,7 @@ from natsblob.errors import BlobError, NotAllowedError
 from natsblob.logs import get_logger
 from natsblob.maintenance.leftovers import Leftovers, Look, Orphan
 from natsblob.maintenance.sieve import Sieve
+from natsblob.objectstore.generation import Evidence, Witnesses
 from natsblob.objectstore.info import Entry, Layout, is_address, is_stage
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.staging import Staging
@@ -70,6 +71,8 @@ class Collector:
         """Up to this sequence all had a name. It can be lost by a deletion only, which shows."""
         self._seen_up_to = 0
         self._complete_at = 0.0
+        self._witnesses = Witnesses(self._jetstream, self._layout)
+        self._generation = objects.bucket.generation
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -109,6 +112,7 @@ class Collector:
         """One pass. What it cannot be sure of, or fails at, it leaves for the next."""
         began = _now()
         state = (await self._objects.bucket.info()).state
+        await self._check(state)
         if state.last_seq == self._clean_up_to:
             return Collected(0, 0)
         is_tidy = await self._look(state)
@@ -123,6 +127,20 @@ class Collector:
         removed = await self._each(strays, self._remove_stray)  # first: that needs no room
         dropped = await self._each(sorted(uploads, key=itemgetter(0)), self._drop)
         return Collected(dropped, await self._each(sorted(records), self._forget), removed)
+
+    async def _check(self, state: StreamState) -> None:
+        """Forget what was seen in another stream than there is now: there all grace times begin anew."""
+        bucket = self._objects.bucket
+        if state.last_seq == self._seen_up_to and bucket.generation == self._generation:
+            return
+        if bucket.generation == self._generation and await self._witnesses.ask() is Evidence.OTHER:
+            bucket.renew()
+        if bucket.generation != self._generation:
+            self._left.forget()
+            self._witnesses.forget()
+            self._clean_up_to, self._settled, self._complete_at = -1, 0, 0.0
+            self._generation = bucket.generation
+        await self._witnesses.note()
 
     async def _look(self, state: StreamState) -> bool:
         """See what seems to be left over now, and since when it has been as it is.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,10 +12,14 @@ from typing import Final, Literal, TypeAlias
 from natsblob.broker.jetstream import Config, JetStream, StreamInfo
 from natsblob.broker.translate import StreamMissingError
 from natsblob.errors import BlobError, ConflictError, NotAllowedError, SetupError
+from natsblob.logs import get_logger
 from natsblob.objectstore.agreement import differences
+from natsblob.objectstore.generation import Signs
 from natsblob.objectstore.info import Layout, check_bucket_name
 from natsblob.objectstore.placement import explained
 from natsblob.wire import Subjects
+
+log = get_logger("natsblob.objectstore")
 
 OLDEST_SERVER: Final = (2, 11, 0)
 """The first nats-server with batched direct reads."""
@@ -62,10 +67,30 @@ class Bucket:
         self._old_ingest = Subjects(prefix).old_ingest(name, "*")
         self._config: Config = {}
         self._known_until = 0.0
+        self._signs: Signs | None = None
+        self.generation = 0
+        """Grows when the stream is found to be another one than before: what is remembered of it is void."""
+        self.on_renewal: list[Callable[[], None]] = []
+        """Called when that happens."""
 
     async def info(self) -> StreamInfo:
         """The bucket's stream; `StreamMissingError` where there is none."""
-        return await self.jetstream.stream(self.layout.stream)
+        before = self._signs
+        info = await self.jetstream.stream(self.layout.stream)
+        signs = Signs.of(info)
+        if before is not None and not before.can_become(signs):
+            self.renew()
+        if self._signs is before or signs.last_seq > (self._signs.last_seq if self._signs else 0):
+            self._signs = signs
+        return info
+
+    def renew(self) -> None:
+        """Take what was remembered of the stream for void: it was made anew, or restored."""
+        log.warning("bucket.other", advice="`natsblob ls` and `natsblob doctor` show what is there now")
+        self.generation += 1
+        self._known_until = 0.0
+        for forget in self.on_renewal:
+            forget()
 
     async def is_replicated(self) -> bool:
         """Whether there are copies beside the leader's."""

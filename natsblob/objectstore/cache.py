@@ -102,6 +102,11 @@ class EntryCache:
         if len(self._entries) > MOST:
             self._entries.popitem(last=False)
 
+    def clear(self) -> None:
+        """The bucket is another one than before, and what is being looked up may be of the old one."""
+        self._entries.clear()
+        self._unsettled_until = max(self._unsettled_until, self._clock())
+
     def forget(self, name: str) -> None:
         """The object was deleted, or is not what is remembered of it."""
         self._entries.pop(name, None)

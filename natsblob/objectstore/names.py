@@ -18,6 +18,7 @@ from typing import Final, overload
 
 from natsblob.broker.jetstream import StreamState
 from natsblob.broker.scan import Subjects
+from natsblob.objectstore.generation import Evidence, Witnesses
 from natsblob.objectstore.objects import Objects, believe
 
 END: Final = "g"
@@ -100,6 +101,9 @@ class Names:
         self._ranges: deque[_Range] = deque(maxlen=RANGES)
         self._reading: _Reading | None = None
         self._turn = asyncio.Lock()
+        self._witnesses = Witnesses(objects.bucket.jetstream, objects.bucket.layout)
+        self._generation = objects.bucket.generation
+        self._last_seq = -1
 
     async def behind(self, name: str, most: int) -> tuple[list[str], str]:
         """Up to `most` names above this one, in order, and up to where there are no others; at last `END`.
@@ -108,6 +112,7 @@ class Names:
         """
         async with self._turn:
             state = (await self._objects.bucket.info()).state
+            await self._check(state)
             known = next((one for one in self._ranges if one.tells(name, state.last_seq)), None)
             if known is None:
                 known = await self._read(name, state)
@@ -115,6 +120,24 @@ class Names:
         at = bisect_right(known.names, name)
         found = known.names[at : at + most]
         return found, found[-1] if at + most < len(known.names) else known.high
+
+    async def _check(self, state: StreamState) -> None:
+        """Forget what was read from another stream than there is now, or perhaps so."""
+        bucket = self._objects.bucket
+        if bucket.generation == self._generation and state.last_seq == self._last_seq:
+            return
+        is_same = bucket.generation == self._generation
+        if is_same and (self._ranges or self._reading):
+            evidence = await self._witnesses.ask()
+            is_same = evidence is Evidence.SAME
+            if evidence is Evidence.OTHER:
+                bucket.renew()
+        if not is_same:
+            self._ranges.clear()
+            self._reading = None
+            self._witnesses.forget()
+        await self._witnesses.note()
+        self._generation, self._last_seq = bucket.generation, state.last_seq
 
     async def _read(self, name: str, state: StreamState) -> _Range:
         reading = self._reading

@@ -40,6 +40,7 @@ class JetStreamStore:
     ) -> None:
         self._objects = objects
         self._cache = cache or EntryCache(objects.bucket.layout)
+        objects.bucket.on_renewal.append(self._cache.clear)
         self._expiry = upload_expiry
         self._staging = Staging(objects, expiry=upload_expiry)
         self._names = Names(objects)
