@@ -35,6 +35,7 @@ SETTLING: Final = 30.0
 
 class _Marker(msgspec.Struct):
     name: str
+    nuid: str = ""
     deleted: bool = False
 
 
@@ -121,7 +122,8 @@ class EntryCache:
             marker = msgspec.json.decode(message.data, type=_Marker)
         except NOT_DECODED:
             return
-        if marker.deleted:
+        known = self._entries.get(marker.name)
+        if marker.deleted or (known is not None and known[0].info.nuid != marker.nuid):
             self.forget(marker.name)
 
     def _check_connection(self) -> None:

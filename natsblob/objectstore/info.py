@@ -19,6 +19,8 @@ from natsblob.wire import MAX_MARKS, NOT_DECODED, Count, Marks
 
 MARKS_KEY: Final = "natsblob.marks"
 """In `metadata`: the stream sequence of every n-th chunk, so that a reader can begin in the middle."""
+WRITTEN_KEY: Final = "natsblob.written"
+"""In `metadata`: a worker wrote the chunks itself, or has read them as they are stored."""
 
 _NEEDED: Final = {"name", "bucket", "nuid", "size", "chunks", "digest", "options", "deleted"}
 """Fields without which, or with a wrong type of which, an object cannot be read."""
@@ -68,6 +70,11 @@ class ObjectInfo(msgspec.Struct, frozen=True, omit_defaults=True):
         return 128 * 1024 if self.chunks > 1 else max(self.size, 1)
 
     @property
+    def is_written(self) -> bool:
+        """Whether a worker vouches for the bytes from the start (ADR 0013)."""
+        return (self.metadata or {}).get(WRITTEN_KEY) == "1"
+
+    @property
     def marks(self) -> Marks | None:
         return decode_marks((self.metadata or {}).get(MARKS_KEY, ""))
 
@@ -88,6 +95,14 @@ class Entry:
     def is_content(self) -> bool:
         """Whether there are bytes of its own: it is neither a delete marker nor a link."""
         return self.is_readable and not self.info.deleted and self.info.link is None
+
+    @property
+    def is_blob(self) -> bool:
+        """Whether it has bytes of its own, and says that they are those of the digest that is its name."""
+        if not self.is_content:
+            return False
+        claimed = digest_of(self.info)
+        return claimed is not None and claimed.hex == self.info.name
 
     @property
     def has_sums(self) -> bool:
@@ -199,6 +214,10 @@ class Layout:
     def decision(self, nuid: str) -> str:
         """Where it is recorded, once, whether the staged chunks of `nuid` are committed or dropped."""
         return f"$O.{self.bucket}.C.{nuid}.decision"
+
+    def proof(self, name: str) -> str:
+        """Where it is recorded whether the bytes of a blob are known to be its content (ADR 0013)."""
+        return f"$O.{self.bucket}.C.{name}.proof"
 
     def meta(self, name: str) -> str:
         return f"$O.{self.bucket}.M.{urlsafe_b64encode(name.encode()).decode()}"

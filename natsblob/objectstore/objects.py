@@ -32,6 +32,7 @@ from natsblob.objectstore.copies import UnreadableError, most_counted, newer_els
 from natsblob.objectstore.expiry import has_expired
 from natsblob.objectstore.info import (
     MARKS_KEY,
+    WRITTEN_KEY,
     Entry,
     ObjectInfo,
     Options,
@@ -43,7 +44,7 @@ from natsblob.objectstore.info import (
     is_plain_subject,
     new_nuid,
 )
-from natsblob.objectstore.reader import MOST_MESSAGES, ChunkSource, exact_start_of, read_chunks
+from natsblob.objectstore.reader import MOST_MESSAGES, ChunkSource, Unreadable, exact_start_of, read_chunks
 from natsblob.objectstore.writer import Written, write_chunk, write_chunks
 
 T = TypeVar("T")
@@ -216,25 +217,48 @@ class Objects:
         return followed(entry, target)
 
     def read(
-        self, entry: Entry, first: int = 0, count: int | None = None, *, verify: bool = True
+        self,
+        entry: Entry,
+        first: int = 0,
+        count: int | None = None,
+        *,
+        verify: bool = True,
+        unreadable: Unreadable | None = None,
     ) -> AsyncIterator[bytes]:
-        """Chunks of an object in order; with `verify` each against its sum, or `UnprovenError`."""
+        """Chunks of an object in order; with `verify` each against its sum, or `UnprovenError`.
+
+        `unreadable` is told, while it is still tried again, if a chunk is there and cannot be read.
+        """
         if verify and not entry.has_sums:
             raise UnprovenError("nothing is stored that would prove a part of this object")
         stop = entry.info.chunks if count is None else min(entry.info.chunks, first + count)
         if verify and entry.sums is not None:
             return self._read_adopted(entry, entry.sums, min(first, stop), stop)
-        return self._read(entry.info, min(first, stop), stop, verify=verify)
+        return self._read(entry.info, min(first, stop), stop, verify=verify, unreadable=unreadable)
 
     def _read(
-        self, info: ObjectInfo, first: int, stop: int, *, verify: bool, sums: Sums | None = None
+        self,
+        info: ObjectInfo,
+        first: int,
+        stop: int,
+        *,
+        verify: bool,
+        sums: Sums | None = None,
+        unreadable: Unreadable | None = None,
     ) -> AsyncIterator[bytes]:
         async def still_there() -> None:
             await self._still_there(info)
 
         window = max(1, min(self._window_bytes // info.chunk_size, MOST_MESSAGES))
         source = ChunkSource(
-            self._jetstream, self._layout, info, still_there, window=window, verify=verify, sums=sums
+            self._jetstream,
+            self._layout,
+            info,
+            still_there,
+            window=window,
+            verify=verify,
+            sums=sums,
+            unreadable=unreadable,
         )
         if stop - first == 1 and (seq := exact_start_of(info, first)) is not None:
             return self._read_one(source, first, seq)
@@ -364,7 +388,10 @@ class Objects:
             size=written.size,
             chunks=written.chunks,
             digest=written.digest.adr20(),
-            metadata={MARKS_KEY: encode_marks(written.marks)},
+            metadata={
+                MARKS_KEY: encode_marks(written.marks),
+                **({WRITTEN_KEY: "1"} if written.is_proven else {}),
+            },
             options=Options(max_chunk_size=written.chunk_size),
         )
         return await self._publish(info, expected_last)
@@ -463,6 +490,13 @@ class Objects:
     async def drop(self, nuid: str) -> None:
         """Purge the chunks of an object that nothing names and nothing can name any more."""
         await self._jetstream.purge(self._layout.stream, self._layout.chunks(nuid))
+
+    async def clear(self, before: Entry | None, now: Entry) -> None:
+        """Purge the chunks of what an object has replaced."""
+        if before is None or before.info.deleted or not before.is_readable:
+            return
+        if before.info.nuid and before.info.nuid != now.info.nuid:
+            await shielded(self.drop(before.info.nuid))
 
     async def _publish(self, info: ObjectInfo, expected_last: int) -> Entry:
         """Publish metadata, once. A `LostRaceError` means that somebody else's is there, not ours."""

@@ -26,6 +26,8 @@ _REMEMBERED = 256
 
 StillThere = Callable[[], Awaitable[None]]
 """Raises `BlobNotFoundError` or `BlobCorruptError` where the leader no longer has the whole object."""
+Unreadable = Callable[[], Awaitable[None]]
+"""Told that the leader counts a chunk and does not give it."""
 
 
 class ChunkSource:
@@ -41,6 +43,7 @@ class ChunkSource:
         window: int,
         verify: bool,
         sums: Sums | None = None,
+        unreadable: Unreadable | None = None,
     ) -> None:
         """With `verify` each chunk is compared with its sum in `sums`, or with the one stored beside it."""
         self._jetstream = jetstream
@@ -49,6 +52,7 @@ class ChunkSource:
         self._info = info
         self._still_there = still_there
         self._window = window
+        self._unreadable = unreadable
         self._verify = verify
         self._seen: dict[int, int] = {}
         """Stream sequences of the chunks that came last, by index."""
@@ -82,6 +86,8 @@ class ChunkSource:
         stored = None
         with suppress(BlobError):
             stored = await self._jetstream.next_at_leader(self._stream, self.subject, start)
+            if stored is None and self._unreadable is not None:
+                await self._unreadable()
         if stored is None:
             return None
         found = wire.chunk_index(stored.headers)

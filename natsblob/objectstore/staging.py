@@ -29,13 +29,14 @@ from natsblob.errors import (
     ConflictError,
     DigestMismatchError,
     InsufficientStorageError,
+    UnavailableError,
     UploadExpiredError,
 )
 from natsblob.objectstore.canonical import most_messages
 from natsblob.objectstore.copies import most_counted
-from natsblob.objectstore.expiry import is_lasting
 from natsblob.objectstore.info import Entry
 from natsblob.objectstore.objects import Objects
+from natsblob.objectstore.proof import Proofs
 from natsblob.objectstore.survey import Survey, places_as_seen, staged_messages
 from natsblob.objectstore.turns import Turns
 from natsblob.objectstore.writer import Written
@@ -53,6 +54,8 @@ class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
 class Decided:
     decision: Decision
     seq: int
+    is_ours: bool = False
+    """Whether this call recorded it, so that no other one does more than repeat it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,9 @@ class Committed:
 class Staging:
     """The staged chunks of one bucket. A *stage* is the nuid under which chunks of an upload lie."""
 
-    def __init__(self, objects: Objects, *, expiry: timedelta) -> None:
+    def __init__(self, objects: Objects, *, expiry: timedelta, proofs: Proofs | None = None) -> None:
         self._objects = objects
+        self._proofs = proofs or Proofs(objects)
         self._jetstream = objects.bucket.jetstream
         self._layout = objects.bucket.layout
         self._expiry = expiry
@@ -97,19 +101,22 @@ class Staging:
             return await self._settled_before(stage, request)
         name = written.digest.hex
         before = await self._objects.newest(name)
-        if before is not None and before.is_content and await self._lasts(before, stage):
+        if before is not None and await self._stands(before, stage):
             return await self._give_way(stage, written, before)
         if written.nuid != stage:
             return await self._name_copy(stage, request, written, before)
         decided = await self._decide(stage, Decision("commit", name))
         if decided.decision.action == "drop":
             return await self._settled_before(stage, request)
-        deleted_since = before is not None and before.info.deleted and before.seq > decided.seq
-        if decided.decision.digest != name or deleted_since:
+        # Ours may have been named, and deleted or replaced since: then its chunks are purged.
+        gone_since = before is not None and before.seq > decided.seq
+        # What is there is replaced by the first commit only, which lets the chunks go if it comes too late.
+        is_late = before is not None and not before.info.deleted and not decided.is_ours
+        if decided.decision.digest != name or gone_since or is_late:
             raise _unknown()
         if await self._objects.bucket.is_limited() and await self._count(stage, count) < count:
             raise _unknown()  # purged to make room before that was decided
-        return await self._name(written, before)
+        return await self._name(written, before, None if decided.is_ours else decided.seq)
 
     async def abort(self, stage: str) -> None:
         """Drop the staged chunks; `ConflictError` where they are committed or about to be."""
@@ -162,7 +169,8 @@ class Staging:
         """
         stored = await self._jetstream.last_at_leader(self._layout.stream, self._layout.decision(stage))
         decision = _decode(stored) if stored else None
-        if decision and decision.digest and (entry := await self._objects.find(decision.digest)):
+        entry = await self._objects.find(decision.digest) if decision and decision.digest else None
+        if decision and entry and await self._proofs.holds(entry):
             other = request.digest is not None and request.digest.hex != decision.digest
             if other or entry.info.size != request.size:
                 raise DigestMismatchError("the upload was committed with other content than is declared now")
@@ -177,7 +185,8 @@ class Staging:
         if seen is not None and not self._is_whole(seen, request, count):
             seen = None
         if seen is not None and (seqs := await self._places(stage, seen, request.marks)) is not None:
-            written = self._written(stage, request, seen.digest, seqs)
+            is_own = seen.seqs is not None or seen.chunks == 0
+            written = self._written(stage, request, seen.digest, seqs, is_proven=is_own)
         else:
             written = await self._read_back(stage, request, count, seen)
         if request.digest is not None and written.digest != request.digest:
@@ -209,9 +218,14 @@ class Staging:
             return None
         return await places_as_seen(self._jetstream, self._layout, stage, seen, max(1, marks.seqs[0]))
 
-    def _written(self, stage: str, request: CommitRequest, digest: Digest, seqs: Sequence[int]) -> Written:
+    def _written(
+        self, stage: str, request: CommitRequest, digest: Digest, seqs: Sequence[int], *, is_proven: bool
+    ) -> Written:
+        chunk_size = self._objects.chunk_size
         marks = marks_of(seqs)
-        return Written(stage, request.size, request.chunks, self._objects.chunk_size, digest, marks, _now())
+        return Written(
+            stage, request.size, request.chunks, chunk_size, digest, marks, _now(), is_proven=is_proven
+        )
 
     async def _read_back(self, stage: str, request: CommitRequest, count: int, seen: Seen | None) -> Written:
         survey = Survey(stage, request.size, request.chunks, self._objects.chunk_size, seen)
@@ -230,7 +244,7 @@ class Staging:
             raise
         if not survey.is_canonical:
             return await self._copy([survey.places[index] for index in range(request.chunks)])
-        return self._written(stage, request, await survey.hasher.digest(), survey.seqs)
+        return self._written(stage, request, await survey.hasher.digest(), survey.seqs, is_proven=True)
 
     async def _copy(self, places: list[int]) -> Written:
         """The staged chunks, at these stream sequences, written anew in order: so other clients read them."""
@@ -265,23 +279,38 @@ class Staging:
             await self._drop_unless_committed(stage, before.info.name)
         return Committed(before, created=False)
 
-    async def _lasts(self, before: Entry, stage: str) -> bool:
-        """Whether it can be acknowledged in place of this upload, or is this upload."""
-        return before.info.nuid == stage or await is_lasting(self._objects.bucket, before)
+    async def _stands(self, before: Entry, stage: str) -> bool:
+        """Whether it can be acknowledged in place of this upload, or is this upload.
 
-    async def _name(self, written: Written, before: Entry | None) -> Committed:
+        `UploadExpiredError` if it is, and its bytes are not good any more: they have to be sent again.
+        """
+        if before.is_blob and before.info.nuid == stage:
+            if await self._proofs.is_doubted(before):
+                raise _unknown()
+            return True
+        return await self._proofs.holds(before)
+
+    async def _name(self, written: Written, before: Entry | None, decided: int | None = None) -> Committed:
+        """Give chunks their name; `decided` is where it was decided to, if by another commit."""
         name = written.digest.hex
         written.check_age(self._expiry)
         try:
             entry = await self._objects.name(written, name, before.seq if before else 0)
         except LostRaceError:
             newest = await self._objects.newest(name)
-            if newest is None or not newest.is_content:
+            if newest is None or not newest.is_blob:
                 raise _unknown() from None
-            if newest.info.nuid != written.nuid:
-                # Safe: should that blob be deleted, the marker is newer than our decision (see `commit`).
+            if newest.info.nuid == written.nuid:
+                return Committed(newest, created=False)
+            if not await self._proofs.holds(newest):
+                raise UnavailableError("others put this blob as well; a repeat is safe") from None
+            if decided is None or newest.seq > decided:
+                # Safe: no other commit names them, since it finds that blob, or what replaced it.
                 await shielded(self._objects.drop(written.nuid))
             return Committed(newest, created=False)
+        await self._objects.clear(before, entry)
+        if before is not None and not before.info.deleted:
+            await shielded(self._proofs.forget(name, before=entry.seq))
         return Committed(entry, created=True)
 
     async def _name_copy(
@@ -315,7 +344,7 @@ class Staging:
             if stored is None:
                 raise _unknown() from None
             return Decided(_decode(stored), stored.seq)
-        return Decided(decision, ack.seq)
+        return Decided(decision, ack.seq, is_ours=True)
 
     async def _decide_drop(self, stage: str, drop: Decision) -> Decided:
         """As `_decide`. If there is no room for it, the chunks are purged before, if nothing is decided yet.

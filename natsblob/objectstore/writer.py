@@ -45,6 +45,8 @@ class Written:
     marks: Marks
     since: float
     """By the clock of the event loop: when the last of them was sent, or it was decided to keep them."""
+    is_proven: bool = True
+    """Whether a worker wrote them itself, or has read them as they are stored."""
 
     def check_age(self, expiry: timedelta) -> None:
         """`UnavailableError` where they are too old to be named: they may have been collected."""

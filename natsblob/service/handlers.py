@@ -25,7 +25,7 @@ from natsblob.service.limits import Limits
 from natsblob.service.messages import Answer, Handler, Reply, Request
 from natsblob.service.replies import Replies
 from natsblob.service.uploads import Uploads
-from natsblob.store.base import Delegating, Store
+from natsblob.store.base import Delegating, Doubting, Store
 from natsblob.wire import Caps, GetRequest, HasReply, Info, ListRequest, MissingReply
 
 _WHOLE_FOR_A_PART: Final = 8 * 1024 * 1024
@@ -193,6 +193,8 @@ class Handlers:
                 span.length < info.size or await digest_of_bytes(data) == digest
             ):
                 return data
+        if isinstance(self._store, Doubting):
+            await self._store.doubt(digest)
         raise BlobCorruptError("the stored bytes do not have their digest; none were delivered")
 
     async def _read_of_whole(self, digest: Digest, info: Info, span: chunking.Span) -> bytes:

@@ -83,6 +83,15 @@ class Store(Statter, Reader, Writer, Lister, Deleter, Protocol):
 
 
 @runtime_checkable
+class Doubting(Protocol):
+    """A store that answers puts by what is there, as long as nobody has found that to be bad."""
+
+    async def doubt(self, digest: Digest) -> None:
+        """The bytes of the blob were read and are not its content: puts are to store theirs."""
+        ...
+
+
+@runtime_checkable
 class Delegating(Protocol):
     """A store whose replicas can send chunks to a reader without passing through the worker."""
 

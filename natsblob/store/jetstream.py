@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 from natsblob.broker.cleanup import shielded
@@ -13,16 +14,17 @@ from natsblob.digest import Digest
 from natsblob.errors import (
     BadRangeError,
     BlobCorruptError,
+    BlobError,
     BlobNotFoundError,
     DigestMismatchError,
     UnavailableError,
 )
 from natsblob.hashing import ConcurrentHasher, digest_of_bytes
 from natsblob.objectstore.cache import EntryCache
-from natsblob.objectstore.expiry import is_lasting
 from natsblob.objectstore.info import Entry, digest_of
 from natsblob.objectstore.names import END, Names
 from natsblob.objectstore.objects import Objects
+from natsblob.objectstore.proof import Proofs
 from natsblob.objectstore.staging import Staging
 from natsblob.objectstore.writer import Written
 from natsblob.wire import CommitRequest, Info, Page
@@ -30,6 +32,8 @@ from natsblob.wire import CommitRequest, Info, Page
 UPLOAD_EXPIRY: Final = timedelta(hours=1)
 """How long after its newest chunk an upload can still be committed."""
 _RACES: Final = 8
+_READINGS: Final = 3
+"""Times that a blob may be replaced while it is read."""
 
 
 class JetStreamStore:
@@ -42,7 +46,8 @@ class JetStreamStore:
         self._cache = cache or EntryCache(objects.bucket.layout)
         objects.bucket.on_renewal.append(self._cache.clear)
         self._expiry = upload_expiry
-        self._staging = Staging(objects, expiry=upload_expiry)
+        self._proofs = Proofs(objects)
+        self._staging = Staging(objects, expiry=upload_expiry, proofs=self._proofs)
         self._names = Names(objects)
 
     @property
@@ -60,48 +65,49 @@ class JetStreamStore:
         found = await self._objects.find_many(unknown, witness=self._cache.anyone())
         absent = set(unknown) - found.keys()
         for name, entry in found.items():
-            self._cache.add(entry, looked_up_at)
-            if not entry.is_content and not await self._leads(entry):
+            if entry.is_blob:
+                self._cache.add(entry, looked_up_at)
+            elif not await self._leads(entry):
                 absent.add(name)
         return [digest for digest in digests if digest.hex in absent]
 
     async def chunks(
         self, digest: Digest, first: int = 0, count: int | None = None, *, verify: bool = True
     ) -> AsyncIterator[bytes]:
-        if (cached := self._cache.get(digest.hex)) is not None:
-            begun = False
-            try:
-                async for chunk in self._objects.read(cached, first, count, verify=verify):
-                    begun = True
-                    yield chunk
-            except (BlobNotFoundError, BlobCorruptError):
-                if begun:
-                    raise
-                self._cache.forget(digest.hex)  # deleted unheard, and perhaps put again since
-            else:
-                return
         entry = await self._find(digest)
         done = 0
-        try:
-            async for chunk in self._objects.read(entry, first, count, verify=verify):
-                yield chunk
-                done += 1
-        except BlobNotFoundError:
-            newest = await self._own(digest)
-            if newest is None or newest.info.nuid == entry.info.nuid:
-                raise
-            if done and newest.info.chunk_size != entry.info.chunk_size:
-                raise
-        else:
-            return
-        # A replica that lags had what was deleted before it was put again.
-        self._cache.forget(digest.hex)
-        left = None if count is None else count - done
-        async for chunk in self._objects.read(newest, first + done, left, verify=verify):
-            yield chunk
+        for _ in range(_READINGS):
+            left = None if count is None else count - done
+            try:
+                doubt = partial(self._proofs.doubt, entry)
+                async for chunk in self._objects.read(
+                    entry, first + done, left, verify=verify, unreadable=doubt
+                ):
+                    yield chunk
+                    done += 1
+            except (BlobNotFoundError, BlobCorruptError) as error:
+                entry = await self._instead_of(digest, entry, error, is_begun=done > 0)
+            else:
+                return
+        raise UnavailableError("others replace the blob all the time; a repeat is safe")
+
+    async def _instead_of(self, digest: Digest, entry: Entry, error: BlobError, *, is_begun: bool) -> Entry:
+        """What has replaced an entry whose chunks are not what they should be; else `error` is raised."""
+        self._cache.forget(digest.hex)  # deleted unheard, or replaced, or what a replica that lags still had
+        newest = await self._own(digest) or await self._find(digest)
+        is_same = newest.info.nuid == entry.info.nuid
+        if is_same or (is_begun and newest.info.chunk_size != entry.info.chunk_size):
+            if is_same and isinstance(error, BlobCorruptError):
+                await self._proofs.doubt(newest)
+            raise error
+        return newest
+
+    async def doubt(self, digest: Digest) -> None:
+        if (entry := await self._own(digest)) is not None:
+            await self._proofs.doubt(entry)
 
     async def held(self, digest: Digest) -> Info | None:
-        entry = await self._lasting(digest)
+        entry = await self._held(digest)
         return info_of(digest, entry) if entry else None
 
     async def put(self, source: AsyncIterable[bytes], *, expected: Digest | None = None) -> Info:
@@ -110,7 +116,7 @@ class JetStreamStore:
         head, is_all = await _head(blocks, self.chunk_size)
         if is_all:
             return await self._put_small(b"".join(head), expected)
-        if expected is not None and (entry := await self._lasting(expected)) is not None:
+        if expected is not None and (entry := await self._held(expected)) is not None:
             await _check(_chained(head, blocks), expected)
             return info_of(expected, entry)
         written = await self._objects.write(_chained(head, blocks))
@@ -124,7 +130,7 @@ class JetStreamStore:
         if expected is not None and digest != expected:
             raise _mismatch()
         likely = not data or self._cache.get(digest.hex) is not None
-        if likely and (entry := await self._lasting(digest)) is not None:
+        if likely and (entry := await self._held(digest)) is not None:
             return info_of(digest, entry)
         return await self._name(await self._objects.write_one(data, digest))
 
@@ -134,6 +140,7 @@ class JetStreamStore:
         entry = await self._find(digest)
         await self._objects.delete(digest.hex)
         self._cache.forget(digest.hex)
+        await shielded(self._proofs.forget(digest.hex))
         return info_of(digest, entry)
 
     async def delegate(self, digest: Digest, first: int, count: int, reply: str) -> bool:
@@ -170,23 +177,31 @@ class JetStreamStore:
         entry = await self._objects.find(digest.hex)
         if entry is None:
             raise BlobNotFoundError(f"no blob {digest}")
-        self._cache.add(entry, looked_up_at)
+        if entry.is_blob:
+            self._cache.add(entry, looked_up_at)
+            return entry
+        is_link = entry.info.link is not None
         entry = await self._objects.resolve(entry)
-        if digest_of(entry.info) != digest:
-            raise BlobNotFoundError(f"no blob {digest}: the object that it was adopted from has changed")
+        if not is_link or digest_of(entry.info) != digest:
+            what = (
+                "the object that it was adopted from has changed" if is_link else "this object is another's"
+            )
+            raise BlobNotFoundError(f"no blob {digest}: {what}")
         return entry
 
     async def _own(self, digest: Digest) -> Entry | None:
         """The blob as the leader has it, with bytes of its own: what is adopted may go any time."""
         entry = await self._objects.newest(digest.hex)
-        return entry if entry and entry.is_content else None
+        return entry if entry and entry.is_blob else None
 
-    async def _lasting(self, digest: Digest) -> Entry | None:
-        """The blob as `_own`, unless it is about to expire: to be acknowledged it has to be put anew."""
+    async def _held(self, digest: Digest) -> Entry | None:
+        """The blob as `_own`, if a put of its content may be answered by it (ADR 0013)."""
         entry = await self._own(digest)
-        return entry if entry and await is_lasting(self._objects.bucket, entry) else None
+        return entry if entry and await self._proofs.holds(entry) else None
 
     async def _leads(self, link: Entry) -> bool:
+        if link.info.link is None:
+            return False
         try:
             target = await self._objects.resolve(link)
         except BlobNotFoundError:
@@ -195,6 +210,9 @@ class JetStreamStore:
         return digest is not None and digest.hex == link.info.name
 
     async def _listed(self, entry: Entry) -> Info | None:
+        """What a list shows of an object with the name of a digest; nothing if it is no blob."""
+        if not entry.is_blob and not await self._leads(entry):
+            return None
         try:
             return info_of(Digest.parse(entry.info.name), await self._objects.resolve(entry))
         except BlobNotFoundError:
@@ -203,27 +221,33 @@ class JetStreamStore:
     async def _name(self, written: Written) -> Info:
         """Give written chunks their address, unless that has bytes already: then they are dropped."""
         name = written.digest.hex
-        expected_last = 0
+        before: Entry | None = None
         for _ in range(_RACES):
             looked_up_at = self._cache.now()
             written.check_age(self._expiry)
             try:
-                entry = await self._objects.name(written, name, expected_last)
+                entry = await self._objects.name(written, name, before.seq if before else 0)
             except LostRaceError:
                 before = await self._objects.newest_or_drop(name, written.nuid)
             else:
+                await self._replaced(before, entry)
                 self._cache.add(entry, looked_up_at)
                 return info_of(written.digest, entry, created=True)
-            if before is not None and before.is_content and await is_lasting(self._objects.bucket, before):
+            if before is not None and await self._proofs.holds(before):
                 await shielded(self._objects.drop(written.nuid))
                 return info_of(written.digest, before)
             if before is not None and written.chunks and before.seq > written.marks.seqs[0]:
-                # Ours may have been named, unheard, and deleted since: then its chunks are purged.
+                # Ours may have been named, unheard, and be gone since: then its chunks are purged.
                 await shielded(self._objects.drop(written.nuid))
                 raise UnavailableError("the blob was deleted while it was put; a repeat is safe")
-            expected_last = before.seq if before else 0
         await shielded(self._objects.drop(written.nuid))
         raise UnavailableError("others put and delete the blob all the time; a repeat is safe")
+
+    async def _replaced(self, before: Entry | None, now: Entry) -> None:
+        """Let go of what an entry has replaced."""
+        await self._objects.clear(before, now)
+        if before is not None and not before.info.deleted:
+            await shielded(self._proofs.forget(now.info.name, before=now.seq))
 
     async def list(self, *, after: Digest | None = None, limit: int = 1000, prefix: str = "") -> Page:
         position = max(after.hex if after else "", prefix[:63])

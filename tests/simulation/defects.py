@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 from unittest import mock
 
 from natsblob.broker.message import Message
 from natsblob.broker.publish import PublishWindow
 from natsblob.maintenance.collect import Collector
-from natsblob.objectstore import objects, staging
+from natsblob.objectstore import objects, proof
 from natsblob.objectstore.info import Entry
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.reader import ChunkSource
 from natsblob.objectstore.staging import Decided, Decision, Staging
-from natsblob.store import jetstream
 from tests.simulation.faults import Faults
 
 Plant = Callable[[], AbstractContextManager[object]]
@@ -56,10 +55,7 @@ def _no_renewal() -> AbstractContextManager[object]:
     async def is_lasting(*_: object) -> bool:
         return True
 
-    planted = ExitStack()
-    for module in (staging, jetstream):
-        planted.enter_context(mock.patch.object(module, "is_lasting", is_lasting))
-    return planted
+    return mock.patch.object(proof, "is_lasting", is_lasting)
 
 
 def _abort_without_decision() -> AbstractContextManager[object]:
