@@ -268,7 +268,7 @@ async def _read_ahead(file: io.RawIOBase | BinaryIO, block_size: int) -> AsyncGe
         await shielded(_settled(reading))
 
 
-async def _settled(reading: asyncio.Future[bytes | None]) -> None:
+async def _settled(reading: asyncio.Future[Any]) -> None:
     await asyncio.wait([reading])
     if not reading.cancelled():
         reading.exception()
@@ -289,35 +289,35 @@ async def _until_readable(file: io.RawIOBase | BinaryIO) -> None:
 async def read_descriptor(descriptor: int, block_size: int) -> AsyncGenerator[bytes, None]:
     """What can be read from a pipe, a terminal or a socket, to its end, whether it blocks or not.
 
-    No thread waits for longer than `_LOOK_UP_MS`, so that whoever is cancelled leaves none behind.
+    No thread waits for longer than `_LOOK_UP_MS`, so that whoever is cancelled leaves none behind. The end
+    is final, although a terminal, or another writer of a FIFO, may have more afterwards.
     """
-    while True:
+    ended = False
+    while not ended:
         reading = asyncio.ensure_future(asyncio.to_thread(_read_some, descriptor, block_size))
         try:
-            block = await asyncio.shield(reading)
+            block, ended = await asyncio.shield(reading)
         finally:
             await shielded(_settled(reading))
-        if block == b"":
-            return
-        if block is not None:
+        if block:
             yield block
 
 
-def _read_some(descriptor: int, most: int) -> bytes | None:
-    """What is there, up to `most` bytes; empty at the end, `None` if nothing came for a while."""
-    if not _readable(descriptor, _LOOK_UP_MS):
-        return None
+def _read_some(descriptor: int, most: int) -> tuple[bytes, bool]:
+    """What is there, up to `most` bytes or none after a while, and whether that is the end."""
     pieces: list[bytes] = []
-    while most > 0 and (not pieces or _readable(descriptor, 0)):
+    timeout = _LOOK_UP_MS
+    while most > 0 and _readable(descriptor, timeout):
+        timeout = 0
         try:
             piece = os.read(descriptor, most)
         except BlockingIOError:  # somebody else who has it open was faster
             break
         if not piece:
-            return b"".join(pieces)
+            return b"".join(pieces), True
         pieces.append(piece)
         most -= len(piece)
-    return b"".join(pieces) or None
+    return b"".join(pieces), False
 
 
 def _readable(descriptor: int, timeout_ms: int) -> bool:

@@ -191,9 +191,7 @@ def _confirm_writable(path: str) -> None:
 def _new_file(path: str) -> FileTarget:
     head, name = os.path.split(path)
     if Path(path).is_symlink():
-        raise FileNotFoundError(
-            errno.ENOENT, "is a link that leads nowhere; remove it, or make its target", path
-        )
+        raise FileNotFoundError(errno.ENOENT, "is a link that leads nowhere", path)
     if name in ("", os.curdir, os.pardir):
         raise FileNotFoundError(errno.ENOENT, "there is no such directory", path)
     target = FileTarget(path, _open_directory(head or os.curdir, path), name, None)

@@ -428,6 +428,20 @@ async def test_a_named_pipe_that_was_closed_without_a_byte_is_empty(tmp_path: Pa
     assert await reading == b""
 
 
+async def test_the_end_of_a_pipe_is_final_although_somebody_writes_again(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(reading, "rb"):
+        with path.open("wb") as first:
+            first.write(b"first")
+        async with aclosing(read_descriptor(reading, 999)) as blocks:
+            assert await anext(blocks) == b"first"
+            with path.open("wb") as second:
+                second.write(b"second")
+            assert [block async for block in blocks] == []
+
+
 # Generators
 
 

@@ -127,6 +127,7 @@ async def test_the_bytes_are_durable_before_the_name_and_the_name_before_the_ans
     [
         (errno.ENOSPC, InsufficientStorageError),
         (errno.EDQUOT, InsufficientStorageError),
+        (errno.EFBIG, InsufficientStorageError),
         (errno.EIO, UnavailableError),
         (errno.EROFS, UnavailableError),
         (errno.EACCES, UnavailableError),
@@ -598,7 +599,7 @@ def test_no_volume_is_made_unless_it_is_asked_for(tmp_path: Path, kind: str) -> 
     DiskStore(directory, create=True).close()
 
 
-@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENOLCK])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENOLCK, errno.EINVAL])
 def test_a_volume_that_cannot_be_used_is_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:

@@ -47,7 +47,10 @@ _NO_FILE: Final = {errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV}
 """What opening a link, a pipe without a reader, a socket, a directory or a device fails with."""
 _STAGED: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _NO_VOLUME: Final = "mount the disk that belongs there, or have a new volume made there by --create-disk"
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_LACKING: Final = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK}
+_DESCRIPTOR_SIZE: Final = 64 * 1024
+"""Bytes of a descriptor that are looked at."""
 
 _log = get_logger(__name__)
 
@@ -66,7 +69,8 @@ def translate(error: OSError) -> BlobError:
     reason = errno.errorcode.get(error.errno or 0, "unknown")
     if error.errno in _FULL:
         return InsufficientStorageError(
-            "the volume is full; nothing was stored. Free space or raise the quota, then repeat",
+            "the volume is full, or files may not be so large; nothing was stored. "
+            "Free space or raise the quota, then repeat",
             reason=reason,
         )
     return UnavailableError(
@@ -101,7 +105,11 @@ class Volume:
                 os.close(self._root)
                 raise
         except OSError as error:
-            raise SetupError(f"{directory} cannot be used as a volume: {error.strerror}") from error
+            lacking = "; volumes need locks, and directories that can be synced to disk"
+            raise SetupError(
+                f"{directory} cannot be used as a volume: {error.strerror}"
+                f"{lacking if error.errno in _LACKING else ''}"
+            ) from error
 
     def close(self) -> None:
         """Let go of the directory. No other method may be running, or be called later."""
@@ -214,7 +222,7 @@ class Volume:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Exclude every other thread and process from changing which blobs there are."""
-        lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT, _FILE_MODE, dir_fd=self._root)
+        lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, _FILE_MODE, dir_fd=self._root)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -252,7 +260,8 @@ class Volume:
 
     def _initialise(self, chunk_size: int) -> None:
         descriptor = Descriptor(format=FORMAT, volume=uuid4(), chunk_size=chunk_size)
-        draft = os.open(_DRAFT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _FILE_MODE, dir_fd=self._root)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        draft = os.open(_DRAFT, flags, _FILE_MODE, dir_fd=self._root)
         try:
             write_all(draft, msgspec.json.format(msgspec.json.encode(descriptor)) + b"\n")
             os.fsync(draft)
@@ -263,7 +272,7 @@ class Volume:
 
     def _read_descriptor(self, directory: Path) -> Descriptor:
         with os.fdopen(self.open(DESCRIPTOR), "rb") as file:
-            text = file.read()
+            text = file.read(_DESCRIPTOR_SIZE)
         try:
             descriptor = msgspec.json.decode(text, type=Descriptor)
         except msgspec.MsgspecError as error:
