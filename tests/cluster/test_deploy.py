@@ -25,7 +25,7 @@ from natsblob.testing.servers import monitor, until_settled
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("n1", "n2", "n3")
-ROLES = ("SERVICE", "STORAGE", "ADMIN", "TENANT", "SYSTEM")
+ROLES = ("SERVICE", "STORAGE", "ADMIN", "UPLOADER", "TENANT", "SYSTEM")
 
 
 @dataclass(frozen=True)
