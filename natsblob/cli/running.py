@@ -24,11 +24,9 @@ def run(command: Command) -> Exit:
     """The exit code of a command. What goes wrong is told on stderr in a line or two, without a traceback."""
     try:
         keep_memory()
-        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # from now on there is something to tidy up
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         # Not closed: that would wait for a thread that reads a terminal or writes to a stopped pipe.
         runner = asyncio.Runner(loop_factory=loop_factory())
-        return runner.run(command()) or Exit.OK
+        return runner.run(_interruptible(command)) or Exit.OK
     except (KeyboardInterrupt, asyncio.CancelledError):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         complain("interrupted", "What is stored is safe, and repeating this is.")
@@ -51,6 +49,27 @@ def run(command: Command) -> Exit:
         if os.environ.get("NATSBLOB_LOG_LEVEL") == "debug":
             traceback.print_exception(error)
         return Exit.FAILURE
+
+
+async def _interruptible(command: Command) -> Exit | None:
+    """Let an interrupt cancel the command, which tidies up, and a second one end the process at once."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        if interrupted or task is None:
+            os._exit(Exit.INTERRUPTED)
+        interrupted = True
+        loop.call_soon_threadsafe(task.cancel)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        return await command()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def told(error: BlobError) -> Exit:
