@@ -23,6 +23,7 @@ from natsblob.errors import (
     SetupError,
     TooLargeError,
     UnavailableError,
+    UnprovenError,
     UploadExpiredError,
     UploadPendingError,
 )
@@ -121,6 +122,7 @@ _MEANINGS: Final[tuple[tuple[type[BlobError], Meaning], ...]] = (
     (UploadExpiredError, Meaning(Exit.FAILURE, "Nothing was stored. Put it again.")),
     (UploadPendingError, Meaning(Exit.FAILURE, "Try again when the upload is complete.")),
     (SetupError, Meaning(Exit.FAILURE, "")),
+    (UnprovenError, Meaning(Exit.FAILURE, "Read the whole blob: that is verified by its digest.")),
     (InternalError, Meaning(Exit.FAILURE, "What is stored is safe. The log of the workers has more.")),
     (BlobError, Meaning(Exit.FAILURE, "")),
 )

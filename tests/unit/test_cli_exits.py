@@ -34,6 +34,7 @@ EXITS = {
     errors.UploadPendingError: 1,
     errors.SetupError: 1,
     errors.InternalError: 1,
+    errors.UnprovenError: 1,
 }
 
 
