@@ -34,6 +34,7 @@ ATTEMPT_TIMEOUT: Final = 5.0
 """Seconds for one API call or ack. An election takes 4 to 9 s, so a call is repeated for `PATIENCE`."""
 PATIENCE: Final = 30.0
 """Seconds for which what the cluster cannot do for now is tried again."""
+_PENDING_EXCLUDES_ITSELF: Final = (2, 12, 0)
 MAX_SUBJECTS: Final = 1_023
 """Subjects in one `multi_last` request; the server takes one more."""
 
@@ -428,6 +429,17 @@ class JetStream:
             return None
 
         return await retrying(attempt, patience=self.patience)
+
+    def pending_after(self, frame: Message) -> int | None:
+        """How many messages of a batched read come after this one of them, if it says so.
+
+        Before 2.12 servers counted the message itself. In a cluster of both kinds that is the wrong number
+        for some replicas, and what is placed by it fails its sum.
+        """
+        pending = frame.headers.get(PENDING, "")
+        if not pending.isdecimal():
+            return None
+        return int(pending) - (self.connection.server_version < _PENDING_EXCLUDES_ITSELF)
 
     async def request_batch(self, stream: str, subject: str, from_seq: int, count: int, reply: str) -> None:
         """Have up to `count` messages of `subject` from sequence `from_seq` on sent to `reply`.

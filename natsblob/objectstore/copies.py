@@ -51,7 +51,8 @@ async def newer_elsewhere(
 async def _newest(bucket: Bucket, subjects: list[str]) -> dict[str, Entry]:
     """By name, the newest metadata on these subjects that any copy asked has."""
     newest: dict[str, Stored] = {}
-    for frame in await _answers(bucket.jetstream, bucket.layout.stream, {"multi_last": subjects}):
+    frames, _ = await _answers(bucket.jetstream, bucket.layout.stream, {"multi_last": subjects})
+    for frame in frames:
         stored = Stored.from_direct(frame)
         if stored.subject not in newest or newest[stored.subject].seq < stored.seq:
             newest[stored.subject] = stored
@@ -72,15 +73,18 @@ async def _tell_damage(bucket: Bucket, entry: Entry) -> None:
 async def most_counted(jetstream: JetStream, stream: str, subject: str, start: int = 1) -> int:
     """The most messages on `subject`, which may be a pattern, that any copy asked counts from `start` on."""
     request = {"seq": start, "next_by_subj": subject, "batch": 1}
-    frames = await _answers(jetstream, stream, request)
-    return max((1 + int(frame.headers[PENDING]) for frame in frames), default=0)
+    _, ends = await _answers(jetstream, stream, request)
+    counts = [1 + int(end.headers.get(PENDING, "0")) for end in ends if end.status == "204"]
+    return max(counts, default=0)
 
 
-async def _answers(jetstream: JetStream, stream: str, request: dict[str, object]) -> list[Message]:
-    """The data frames of `ASKED` answers to one direct read."""
+async def _answers(
+    jetstream: JetStream, stream: str, request: dict[str, object]
+) -> tuple[list[Message], list[Message]]:
+    """The data frames of `ASKED` answers to one direct read, and their end frames."""
     body = msgspec.json.encode(request)
     frames: list[Message] = []
-    ends: set[str] = set()
+    ends: dict[str, Message] = {}
     refused: set[str] = set()
     all_answered = asyncio.Event()
 
@@ -88,8 +92,11 @@ async def _answers(jetstream: JetStream, stream: str, request: dict[str, object]
         if message.is_stored:
             frames.append(message)
             return
-        (ends if message.status in _ENDS else refused).add(message.subject)
-        if len(ends | refused) == ASKED:
+        if message.status in _ENDS:
+            ends[message.subject] = message
+        else:
+            refused.add(message.subject)
+        if len(ends.keys() | refused) == ASKED:
             all_answered.set()
 
     async def attempt() -> None:
@@ -108,4 +115,4 @@ async def _answers(jetstream: JetStream, stream: str, request: dict[str, object]
     with jetstream.connection.inbox(take) as reply:
         replies = [f"{reply}.{number}" for number in range(ASKED)]
         await retrying(attempt, patience=PATIENCE)
-    return frames
+    return frames, list(ends.values())

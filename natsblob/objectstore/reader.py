@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from natsblob import chunking, wire
 from natsblob.broker.frames import read_frames
-from natsblob.broker.jetstream import PENDING, SEQUENCE, JetStream
+from natsblob.broker.jetstream import SEQUENCE, JetStream
 from natsblob.broker.message import Message
 from natsblob.errors import BlobCorruptError, BlobError, UnavailableError, UnprovenError
 from natsblob.objectstore.adopted import Sums
@@ -103,8 +103,8 @@ class ChunkSource:
         """By the index that natsblob writes, else by how many chunks are still to come."""
         index = wire.chunk_index(frame.headers)
         if index is None:
-            pending = frame.headers.get(PENDING, "")
-            index = self._info.chunks - 1 - int(pending) if pending.isdecimal() else -1
+            behind = self._jetstream.pending_after(frame)
+            index = self._info.chunks - 1 - behind if behind is not None else -1
         seq = frame.headers.get(SEQUENCE, "")
         if seq.isdecimal() and index >= 0:
             self._remember(index, int(seq))
