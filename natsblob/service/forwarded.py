@@ -91,6 +91,8 @@ class Forwarded:
         known = flight.crc if flight else early.crc if early else self._sum(chunk.index)
         if known is not None and known != chunk.crc:
             raise BadRequestError(f"two different contents were published for chunk {chunk.index}")
+        if len(chunk.data) > self._chunk_size:
+            raise BadRequestError(f"chunk {chunk.index} has more than {self._chunk_size} bytes")
         if self.is_whole and chunk.index >= self.taken + FAR:
             raise BadRequestError(f"chunk {chunk.index} lies far beyond the window")
         if self.is_whole and chunk.index >= self.taken + self.window:

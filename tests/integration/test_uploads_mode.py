@@ -174,6 +174,34 @@ async def test_a_bucket_that_another_client_edits_goes_on(
         assert (await other.commit()).json["digest"] == DIGEST
 
 
+async def test_workers_send_a_few_headers_and_never_the_one_that_stops_a_stream(
+    server: EmbeddedServer,
+) -> None:
+    async with service(server.url) as raw:
+        published = await raw.listen(f"$O.{raw.bucket}.>")
+        digest = await raw.put(b"small")
+        for relayed in (True, False):
+            for ending in ("commit", "abort"):
+                data = pattern(2 * CHUNK, f"{relayed} {ending}")
+                upload = await raw.open(relayed=relayed)
+                for index, chunk in enumerate(pieces(data)):
+                    assert (await upload.send(index, chunk)).code == 0
+                assert (await (upload.commit() if ending == "commit" else upload.abort())).code == 0
+        assert await raw.put(b"small") == digest
+        assert (await raw.ask("delete", digest.encode())).code == 0
+        await raw.listen("nothing")
+        names: set[str] = set()
+        while published.pending_msgs:
+            names |= (await published.next_msg()).headers.keys()  # type: ignore[union-attr]
+    assert "Blob-Chunk" in names
+    assert names <= {
+        "Blob-Chunk",
+        "Blob-Sum",
+        "Nats-Msg-Id",
+        "Nats-Expected-Last-Subject-Sequence",
+    }
+
+
 # Buckets of the first version.
 
 
