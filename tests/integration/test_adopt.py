@@ -203,6 +203,11 @@ async def test_even_chunks_of_another_size_than_claimed_are_read_as_they_lie(
         {"Blob-Sum": "crc32=00000000"},
         {"Status": "404"},
         {"Nats-Service-Error-Code": "500"},
+        {"Nats-Num-Pending": "0"},
+        {"Nats-Sequence": "1", "Nats-Last-Sequence": "1"},
+        {"Nats-Subject": "x"},
+        {"Natsblob-Malformed": "1"},
+        {"X-Large": "x" * 20_000},
     ],
 )
 async def test_chunks_with_headers_that_readers_would_misunderstand(

@@ -25,6 +25,7 @@ from natsblob.errors import BlobError, ConflictError, InsufficientStorageError, 
 from natsblob.maintenance.adopt import adopt
 from natsblob.maintenance.doctor.check import Status
 from natsblob.maintenance.doctor.stream import check_stream
+from natsblob.maintenance.move import move
 from natsblob.objectstore.bucket import Bucket
 from natsblob.objectstore.objects import Objects
 from natsblob.testing.payloads import pattern
@@ -143,6 +144,7 @@ async def test_a_mirror_is_refused(server: EmbeddedServer, nc: NatsClient) -> No
         {"duplicate_window": SECOND},
         {"republish": {"src": ">", "dest": "copy.>"}},
         {"deny_delete": True},
+        {"allow_rollup_hdrs": False, "metadata": {"natsblob.uploads": "direct"}},
         {"deny_purge": True, "allow_rollup_hdrs": False},
         {"compression": "s2"},
         {"storage": "memory"},
@@ -195,8 +197,7 @@ async def test_a_sealed_stream_is_read(server: EmbeddedServer, nc: NatsClient) -
                 await blobs.put(b"more")
         async with await connect(Access((server.url,))) as connection:
             with pytest.raises(ConflictError):
-                async for _ in adopt(Objects(Bucket(JetStream(connection), bucket, f"t{bucket}"))):
-                    pass
+                await move(Bucket(JetStream(connection), bucket, f"t{bucket}"))
 
 
 async def test_smaller_messages_than_a_worker_writes_are_refused_until_it_is_started_again(
