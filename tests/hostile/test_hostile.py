@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from natsblob.broker.embedded import EmbeddedServer
+from natsblob.testing.servers import EmbeddedCluster
 from tests.hostile.cells import BLOCKS, MODES, Cell, all_cells
+from tests.hostile.run import Report, run_cells
 
 SAMPLE = 9
 SAMPLE_OF_THREE = 41
@@ -30,3 +33,21 @@ def test_a_sample_has_all_modes_and_kinds(every: int) -> None:
     chosen = sample(every)
     assert {cell.mode for cell in chosen} == set(MODES)
     assert {cell.kind for cell in chosen} >= {"header", "content", "extra"}
+
+
+def judge(report: Report, cells: Sequence[Cell]) -> None:
+    assert len(report.results) == len(cells)
+    assert not report.bad, "\n".join(report.lines())
+    outcomes = {result.outcome for result in report.results}
+    assert {"committed", "bad_request"} <= outcomes
+
+
+async def test_what_is_committed_can_be_read(server: EmbeddedServer) -> None:
+    cells = sample(SAMPLE)
+    judge(await run_cells(server.url, 1, cells, None), cells)
+
+
+@pytest.mark.cluster
+async def test_what_is_committed_can_be_read_from_three_copies(cluster: EmbeddedCluster) -> None:
+    cells = sample(SAMPLE_OF_THREE)
+    judge(await run_cells(cluster.urls[0], 3, cells, None), cells)
