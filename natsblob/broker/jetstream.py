@@ -38,6 +38,9 @@ _PENDING_EXCLUDES_ITSELF: Final = (2, 12, 0)
 MAX_SUBJECTS: Final = 1_023
 """Subjects in one `multi_last` request; the server takes one more."""
 
+PART_BYTES: Final = 4 * 1024 * 1024
+"""Bytes asked for in one answer of last messages."""
+
 EXPECTED_LAST: Final = "Nats-Expected-Last-Subject-Sequence"
 SEQUENCE: Final = "Nats-Sequence"
 PENDING: Final = "Nats-Num-Pending"
@@ -332,10 +335,7 @@ class JetStream:
 
         In several requests if one would be larger than the server takes.
         """
-        found: list[Latest] = []
-        for some in self._requestable(subjects):
-            request = msgspec.json.encode({"multi_last": some})
-            found.append(await retrying(partial(self._latest, stream, request), patience=self.patience))
+        found = [await self._latest(stream, some) for some in self._requestable(subjects)]
         return Latest(
             [message for latest in found for message in latest.messages],
             min((latest.up_to for latest in found), default=0),
@@ -355,11 +355,28 @@ class JetStream:
         if some:
             yield some
 
-    async def _latest(self, stream: str, request: bytes) -> Latest:
+    async def _latest(self, stream: str, subjects: Sequence[str]) -> Latest:
+        """Part by part: the server leaves out what would be more than a connection holds."""
+        newest: dict[str, Stored] = {}
+        up_to: list[int] = []
+        start, pending = 1, 1
+        while pending:
+            body = {"multi_last": subjects, "max_bytes": PART_BYTES, **({"seq": start} if start > 1 else {})}
+            attempt = partial(self._latest_part, stream, msgspec.json.encode(body))
+            part, pending = await retrying(attempt, patience=self.patience)
+            up_to.append(part.up_to)
+            for stored in part.messages:
+                newest[stored.subject] = stored
+                start = stored.seq + 1
+        return Latest(list(newest.values()), min(up_to))
+
+    async def _latest_part(self, stream: str, request: bytes) -> tuple[Latest, int]:
+        """Some of them, and how many are left."""
         messages, end = await self.collect(stream, request)
         if end.status != "204":
             expect_not_found(end)
-        return Latest(messages, int(end.headers.get(UP_TO, "0")))
+        left = int(end.headers.get(PENDING, "0")) if messages else 0
+        return Latest(messages, int(end.headers.get(UP_TO, "0"))), left
 
     async def messages(
         self, stream: str, subject: str, *, count: int, batch: int, start: int = 1, before: int = 0
