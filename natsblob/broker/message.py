@@ -17,6 +17,9 @@ _TAIL: Final = 1024
 SUBJECT: Final = "Nats-Subject"
 """Added by the server to each stored message that a direct read delivers, behind what was stored."""
 
+SEQUENCE: Final = "Nats-Sequence"
+"""Added likewise: its place in the stream."""
+
 DESCRIPTION: Final = "Description"
 _VERSION: Final = b"NATS/1.0"
 _END: Final = b"\r\n\r\n"
@@ -45,7 +48,8 @@ class Message(NamedTuple):
     @property
     def is_stored(self) -> bool:
         """Whether this is a stored message from a direct read: all other headers are its publisher's then."""
-        return SUBJECT in self.headers
+        # A server's "no responders" names the subject, too; only what is stored has a sequence.
+        return SEQUENCE in self.headers
 
     def __repr__(self) -> str:
         return f"Message({self.subject!r}, {len(self.data)} bytes)"

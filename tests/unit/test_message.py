@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from natsblob.broker.message import MALFORMED, MAX_HEADERS, parse_headers
+from natsblob.broker.message import MALFORMED, MAX_HEADERS, Message, parse_headers
 
 GOOD = b"NATS/1.0\r\nBlob-Chunk: 7\r\nNats-Msg-Id: a.7\r\n\r\n"
 
@@ -58,3 +58,12 @@ def test_whatever_comes_is_parsed(tail: bytes) -> None:
         for name, value in parse_headers(block).items():
             assert isinstance(name, str)
             assert isinstance(value, str)
+
+
+def test_what_a_server_says_of_a_subject_without_listeners_is_no_stored_message() -> None:
+    """It names the subject since 2.12; a stored message has a sequence beside it, whatever else it says."""
+    said = Message("_INBOX.a", "", b"", parse_headers(b"NATS/1.0 503\r\nNats-Subject: blob.put\r\n\r\n"))
+    assert (said.status, said.is_stored) == ("503", False)
+    stored = b"NATS/1.0 503\r\nNats-Stream: OBJ_b\r\nNats-Subject: $O.b.C.x\r\nNats-Sequence: 7\r\n\r\n"
+    kept = Message("_INBOX.a", "", b"x", parse_headers(stored))
+    assert (kept.status, kept.is_stored) == (None, True)
