@@ -10,7 +10,16 @@ from random import Random
 from typing import Any, Final
 
 from natsblob.testing.payloads import pattern
-from tests.fuzz.garbage import BAD_BLOCKS, CHUNK_HEADERS, FIELDS, GARBAGE, GOOD_BLOCKS, MORE_FIELDS, NUMBERS
+from tests.fuzz.garbage import (
+    BAD_BLOCKS,
+    CHUNK_HEADERS,
+    FIELDS,
+    GARBAGE,
+    GOOD_BLOCKS,
+    MORE_FIELDS,
+    NUMBERS,
+    TOKENS,
+)
 from tests.fuzz.link import published
 from tests.fuzz.oracle import BAD, ENDPOINTS, Expected, World, anything, doubtful, expected, only
 
@@ -85,7 +94,11 @@ class Cases:
         random = self._random
         lines = random.sample(CHUNK_HEADERS, random.randrange(4))
         block = b"NATS/1.0\r\n" + b"".join(line + b"\r\n" for line in lines) + b"\r\n" if lines else b""
-        subject = f"$O.{self._bucket}.C.{random.choice(self._stages)}"
+        if random.random() < 0.2:
+            # Not a block of one byte: nats-server ends when a consumer shows it without the body.
+            block = random.choice([block for block in BAD_BLOCKS if len(block) > 1])
+        stage = random.choice(TOKENS) if random.random() < 0.3 else random.choice(self._stages).encode()
+        subject = f"$O.{self._bucket}.C.".encode() + stage
         token = f"{self._name}.{self._count}"
         sent = published(subject, f"_INBOX.{token}".encode(), random.randbytes(random.randrange(40)), block)
         return Case("chunk", sent, token, None)

@@ -36,6 +36,8 @@ FIELDS: Final = [
     "prefix",
 ]
 MORE_FIELDS: Final = [
+    "relayed",
+    "max_chunk",
     "size",
     "upload",
     "chunks",
@@ -113,6 +115,23 @@ GOOD_BLOCKS: Final = [
     b"NATS/1.0\r\n" + b"".join(b"H%d: v\r\n" % n for n in range(900)) + b"\r\n",
     b"NATS/1.0\r\nA: " + b"a" * 15_000 + b"\r\n\r\n",
 ]
+TOKENS: Final = [
+    b"*",
+    b">",
+    b"\x01",
+    b"\x7f",
+    b"\xff\xfe",
+    b"\xc3\xbc",
+    b"$",
+    b"-",
+    b"decision",
+    b"%s",
+    b"0" * 64,
+    b"A" * 22,
+    b"A" * 23,
+    b"x" * 3_000,
+]
+"""Last tokens of subjects for chunks that are no stage, or that of no upload."""
 CHUNK_HEADERS: Final = [
     b"Blob-Chunk: 0",
     b"Blob-Chunk: -1",

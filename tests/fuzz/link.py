@@ -115,9 +115,10 @@ def _parsed(block: bytes) -> tuple[dict[str, str], str]:
     return {name: value.strip() for name, _, value in pairs}, first.removeprefix("NATS/1.0").strip()[:3]
 
 
-def published(subject: str, reply: bytes, body: bytes, block: bytes = b"") -> bytes:
+def published(subject: str | bytes, reply: bytes, body: bytes, block: bytes = b"") -> bytes:
     """A PUB, or with a header block an HPUB, as it goes over the wire."""
-    target = subject.encode() + (b" " + reply if reply else b"")
+    named = subject.encode() if isinstance(subject, str) else subject
+    target = named + (b" " + reply if reply else b"")
     if block:
         return b"HPUB %s %d %d\r\n%s%s\r\n" % (target, len(block), len(block) + len(body), block, body)
     return b"PUB %s %d\r\n%s\r\n" % (target, len(body), body)

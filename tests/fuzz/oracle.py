@@ -21,6 +21,7 @@ _INTERNAL: Final = re.compile(
     r"Traceback|Error\(|<[a-z_.]+ object| at 0x|\.py\b|/(usr|home|tmp|root)/|site-packages|nats:|natsblob\."
 )
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_LEAST_CHUNK: Final = 4096
 _EMPTY: Final = hashlib.sha256().hexdigest()
 _UPLOAD: Final = re.compile(r"[0-9A-Za-z]{22}")
 
@@ -306,6 +307,10 @@ def _caps(world: World, body: bytes, _: str | None) -> Expected:
 def _open(world: World, body: bytes, _: str | None) -> Expected:
     request = _object(body or b"{}")
     digest, size = _maybe(_digest, request, "digest"), _maybe(_number, request, "size")
+    _maybe(_text, request, "upload")
+    _maybe(lambda value: _number(value, _LEAST_CHUNK), request, "max_chunk")
+    if not isinstance(request.get("relayed", False), bool):
+        raise MalformedError
     if size is not None and size > world.caps["max_blob"]:
         return only("too_large")
 
@@ -315,7 +320,8 @@ def _open(world: World, body: bytes, _: str | None) -> Expected:
             return "" if fields.get("digest") == digest else "an upload of what is there"
         return "" if "upload" in fields or digest in world.pool else "no upload"
 
-    return only(OK, check=check)
+    unknown = {"upload_expired"} if request.get("upload") is not None else set[str]()
+    return only(OK, *unknown, check=check)
 
 
 def _status(world: World, body: bytes, _: str | None) -> Expected:
