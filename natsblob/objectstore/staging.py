@@ -118,6 +118,11 @@ class Staging:
             raise _unknown()  # purged to make room before that was decided
         return await self._name(written, before, None if decided.is_ours else decided.seq)
 
+    async def is_settled(self, stage: str) -> bool:
+        """Whether the chunks are committed or dropped, or about to be."""
+        decision = self._layout.decision(stage)
+        return await self._jetstream.last_at_leader(self._layout.stream, decision) is not None
+
     async def abort(self, stage: str) -> None:
         """Drop the staged chunks; `ConflictError` where they are committed or about to be."""
         decided = await self._decide_drop(stage, Decision("drop"))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import msgspec
@@ -47,6 +47,8 @@ LOST_AFTER: Final = 10.0
 IN_ORDER_WITHIN: Final = 2.0
 """Seconds that a chunk waits for those before it. They may go through another worker."""
 _SWEEP_EVERY: Final = 1.0
+_LANDS_WITHIN: Final = 2.0
+"""Seconds that a commit waits for chunks that are on their way; an honest client has none then."""
 _LAST_ANSWERS: Final = 5.0
 """Seconds that a stopping worker waits for the answers to chunks that it has published."""
 
@@ -113,6 +115,30 @@ class Forwarder:
             self._known[stage] = upload
         return f"{self._beneath}.{stage}", upload.window
 
+    @asynccontextmanager
+    async def held_back(self, stage: str) -> AsyncIterator[None]:
+        """Take no chunks of an upload while it is committed: they would lie in the blob for other clients.
+
+        Those that are on their way are waited for, unless they are lost.
+        """
+        upload = self._known.get(stage)
+        if upload is None:
+            yield
+            return
+        upload.commits += 1
+        try:
+            await self._landed(upload)
+            yield
+        finally:
+            upload.commits -= 1
+
+    async def _landed(self, upload: Forwarded) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LANDS_WITHIN):
+                while upload.flying:
+                    self._idle.clear()
+                    await self._idle.wait()
+
     async def seen(self, stage: str, chunks: int) -> Seen | None:
         """What went through here of an upload, if that was all of its `chunks` chunks."""
         upload = self._known.get(stage)
@@ -160,6 +186,8 @@ class Forwarder:
             self._replies.answer_now(chunk.reply, Reply(msgspec.json.encode(ack)))
         elif flight is not None and not flight.is_lost(chunk.since, REPEAT_AFTER):
             flight.reply = chunk.reply
+        elif upload.commits:
+            raise busy()
         elif upload.is_early(chunk.index):
             self._wait(upload, chunk)
         else:
@@ -250,8 +278,7 @@ class Forwarder:
             upload.held -= flight.size
         if not upload.flying:
             self._active.discard(upload)
-            if not self._active:
-                self._idle.set()
+            self._idle.set()
         return flight
 
     def _sweep(self, now: float) -> None:

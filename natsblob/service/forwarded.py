@@ -68,6 +68,8 @@ class Forwarded:
         self.hasher = ConcurrentHasher()
         self.is_used = False
         """Whether a chunk of it has come."""
+        self.commits = 0
+        """How many commits of it are under way, during which it takes no chunks."""
         self.held = 0
         """Bytes of it that are on their way."""
         self.flying: dict[int, Flight] = {}

@@ -116,6 +116,8 @@ class StagedUploads:
         is_new = upload is None
         upload = upload or new_upload()
         stage = stage_of(upload)
+        if not is_new and await self._store.is_settled(stage):
+            raise UploadExpiredError("the upload is committed or dropped already; no more chunks are taken")
         subject = None if relayed else await self._store.direct_subject(stage, anew=not is_new)
         if subject is None:
             relay, window = self._forwarder.begin(stage, is_whole=is_new, chunk_size=chunk_size)
@@ -129,10 +131,11 @@ class StagedUploads:
 
     async def commit(self, request: CommitRequest) -> Info:
         stage = stage_of(request.upload)
-        seen = await self._forwarder.seen(stage, request.chunks)
-        seen = seen or await self._taps.seen(stage, request.chunks)
-        info = await self._store.commit(stage, request, seen)
-        await self._forget(stage)
+        async with self._forwarder.held_back(stage):
+            seen = await self._forwarder.seen(stage, request.chunks)
+            seen = seen or await self._taps.seen(stage, request.chunks)
+            info = await self._store.commit(stage, request, seen)
+            await self._forget(stage)
         return info
 
     async def abort(self, upload: str) -> None:

@@ -133,6 +133,10 @@ class Staging(Protocol):
         """
         ...
 
+    async def is_settled(self, stage: str) -> bool:
+        """Whether it is decided already what becomes of the chunks."""
+        ...
+
     async def abort(self, stage: str) -> None:
         """Drop the staged chunks, unless they are committed: then it is a `ConflictError`."""
         ...

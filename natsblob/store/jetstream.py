@@ -167,6 +167,9 @@ class JetStreamStore:
         digest = Digest.parse(committed.entry.info.name)
         return info_of(digest, committed.entry, created=committed.created)
 
+    async def is_settled(self, stage: str) -> bool:
+        return await self._staging.is_settled(stage)
+
     async def abort(self, stage: str) -> None:
         await self._staging.abort(stage)
 

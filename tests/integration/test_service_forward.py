@@ -14,6 +14,7 @@ import pytest
 
 from natsblob.broker.embedded import EmbeddedServer
 from natsblob.service import forward
+from natsblob.store.jetstream import JetStreamStore
 from natsblob.testing.payloads import pattern
 from tests.integration.raw import CHUNK, Raw, Upload, pieces, service
 
@@ -141,6 +142,38 @@ async def test_a_stage_that_nobody_opened_here_takes_nothing(raw: Raw) -> None:
     before = await raw.staged()
     assert (await upload.send(6, CHUNKS[0])).error["name"] == "upload_expired"
     assert await raw.staged() == before
+
+
+async def test_a_settled_upload_is_not_opened_again(two: Raw) -> None:
+    """Its client could add chunks to what is a blob by now."""
+    committed, dropped = await relayed(two, *CHUNKS), await relayed(two, *CHUNKS[:2])
+    assert (await committed.commit()).code == 0
+    assert (await dropped.abort()).code == 0
+    for upload in (committed, dropped):
+        for _ in range(4):
+            for more in ({"relayed": True}, {}):
+                reopened = await two.ask("put.open", {"upload": upload.id, **more})
+                assert reopened.error["name"] == "upload_expired"
+
+
+async def test_no_chunk_is_taken_while_an_upload_is_committed(
+    raw: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = pattern(3 * CHUNK)
+    upload = await relayed(raw, *pieces(data))
+    body = upload.request()
+    commit = JetStreamStore.commit
+
+    async def meanwhile(*args: Any) -> Any:
+        assert (await upload.send(3, CHUNKS[5])).error["name"] == "busy"
+        assert (await upload.send(2, pieces(data)[2])).json["duplicate"] is True
+        return await commit(*args)
+
+    monkeypatch.setattr(JetStreamStore, "commit", meanwhile)
+    at = str(upload.opened["commit_subject"]).removeprefix(f"{raw.prefix}.")
+    assert (await raw.ask(at, body)).json["digest"] == hashlib.sha256(data).hexdigest()
+    stage = upload.opened["chunk_subject"].rpartition(".")[2]
+    assert (await raw.staged())[f"$O.{raw.bucket}.C.{stage}"] == 3
 
 
 async def test_a_commit_needs_no_second_look(raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
