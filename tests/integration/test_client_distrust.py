@@ -27,7 +27,7 @@ from natsblob.errors import (
     TooLargeError,
     UnavailableError,
 )
-from natsblob.wire import Caps, GetRequest, Info
+from natsblob.wire import SUM, Caps, GetRequest, Info, chunk_sum
 
 CHUNK = 1000
 WINDOW = 8
@@ -200,9 +200,13 @@ def always_damaged(frames: list[Frame], _request: GetRequest, _number: int) -> l
 
 def _damaged(frames: list[Frame]) -> list[Frame]:
     return [
-        (index, chunk[:-1] + bytes([chunk[-1] ^ 1]), {}) if index == 30 else (index, chunk, headers)
+        _with_its_sum(index, chunk[:-1] + bytes([chunk[-1] ^ 1])) if index == 30 else (index, chunk, headers)
         for index, chunk, headers in frames
     ]
+
+
+def _with_its_sum(index: int, chunk: bytes) -> Frame:
+    return index, chunk, {SUM: chunk_sum(chunk)}
 
 
 async def test_bad_bytes_are_read_again_through_a_worker_that_checks(
@@ -240,6 +244,27 @@ async def test_a_reader_holds_back_the_last_bytes_of_a_bad_blob(server: Embedded
                 with pytest.raises(BlobCorruptError):
                     await reader.read(300)
             assert reader.tell() + 300 >= len(DATA)
+
+
+async def test_chunks_without_sums_are_proven_by_the_whole(server: EmbeddedServer) -> None:
+    def bare(frames: list[Frame], _request: GetRequest, _number: int) -> list[Frame]:
+        return [(index, chunk, {}) for index, chunk, _ in frames]
+
+    def wrong(frames: list[Frame], request: GetRequest, number: int) -> list[Frame]:
+        return bare(_damaged(frames), request, number)
+
+    async with a_liar(server, meddle=bare) as (blobs, _):
+        assert await blobs.get(DIGEST, offset=1500, length=2000) == DATA[1500:3500]
+        async with blobs.open(DIGEST) as reader:
+            reader.seek(1500)
+            assert await reader.read(10) == DATA[1500:1510]
+            assert await reader.read() == DATA[1510:]
+    async with a_liar(server, meddle=wrong) as (blobs, _):
+        with pytest.raises(BlobCorruptError):
+            await blobs.get(DIGEST, offset=1500, length=2000)
+        async with blobs.open(DIGEST) as reader:
+            with pytest.raises(BlobCorruptError):
+                await reader.read(10)
 
 
 async def test_a_chunk_of_a_range_is_held_against_its_sum(server: EmbeddedServer) -> None:

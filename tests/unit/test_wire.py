@@ -92,7 +92,7 @@ WIRE_ERRORS = [
     for kind in vars(errors).values()
     if isinstance(kind, type)
     and issubclass(kind, BlobError)
-    and kind not in (BlobError, errors.NoRespondersError, errors.SetupError)
+    and kind not in (BlobError, errors.NoRespondersError, errors.SetupError, errors.UnprovenError)
 ]
 
 
