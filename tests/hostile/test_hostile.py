@@ -11,8 +11,8 @@ from natsblob.testing.servers import EmbeddedCluster
 from tests.hostile.cells import BLOCKS, MODES, Cell, all_cells
 from tests.hostile.run import Report, run_cells
 
-SAMPLE = 9
-SAMPLE_OF_THREE = 41
+SAMPLE = 13
+SAMPLE_OF_THREE = 61
 """Each nth cell, at R1 and at R3: prime to the number of modes, so that every mode is among them."""
 
 
@@ -23,7 +23,7 @@ def sample(every: int) -> Sequence[Cell]:
 def test_there_are_enough_cells_and_each_is_another_one() -> None:
     cells = all_cells()
     assert len({cell.name for cell in cells}) == len({cell.data for cell in cells}) == len(cells) >= 2_000
-    for cell in cells:
+    for cell in cells[::17]:
         assert cell.messages("A" * 22)
     assert len(BLOCKS) > 100
 
