@@ -24,7 +24,7 @@ SERVICE: Final = "natsblob"
 MAX_BATCH: Final = 1_000
 """Digests in one `has`, and entries in one page of `list`."""
 LEAST_CHUNK: Final = 4096
-"""Bytes of the smallest chunks that an upload may be asked to have."""
+"""Bytes of the smallest chunks that a client can have an upload cut to."""
 MAX_MARKS: Final = 4096
 _MAX_TEXT: Final = 500
 
@@ -107,7 +107,7 @@ class OpenRequest(msgspec.Struct, frozen=True):
     """Have a worker store the chunks, as for publishers that may not write into the stream."""
     upload: str | None = None
     """Go on with this upload, at whichever worker takes the request."""
-    max_chunk: Annotated[int, msgspec.Meta(ge=LEAST_CHUNK, le=2**53)] | None = None
+    max_chunk: Annotated[int, msgspec.Meta(ge=1, le=2**53)] | None = None
     """Bytes of the largest chunk that the client can publish, by the `max_payload` of its server."""
 
 

@@ -133,7 +133,7 @@ class Upload:
             self._expected,
             self._source.size,
             relayed=self._service.is_relayed,
-            max_chunk=max(self._room, wire.LEAST_CHUNK),
+            max_chunk=self._room,
         )
         subject = self._service.subjects.open
         reply = await self._service.call(subject, wire.encode(request), timeout=self._patience)

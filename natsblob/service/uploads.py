@@ -64,7 +64,7 @@ def stage_of(upload: str) -> str:
 
 def smallest(chunk_size: int, most: int | None) -> int:
     """The size of chunks that both this service and the client can publish."""
-    return chunk_size if most is None else min(chunk_size, most)
+    return chunk_size if most is None else min(chunk_size, max(most, wire.LEAST_CHUNK))
 
 
 def ranges(indexes: list[int]) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from natsblob.errors import UploadExpiredError
-from natsblob.service.uploads import new_upload, ranges, stage_of
+from natsblob.service.uploads import new_upload, ranges, smallest, stage_of
 from natsblob.wire import is_upload_id
 
 
@@ -33,3 +33,11 @@ def test_ranges_are_the_indexes_in_as_few_runs_as_possible(indexes: set[int]) ->
     found = ranges(sorted(indexes))
     assert {index for first, last in found for index in range(first, last + 1)} == indexes
     assert all(before[1] + 1 < after[0] for before, after in pairwise(found))
+
+
+@pytest.mark.parametrize(
+    ("own", "most", "chosen"),
+    [(1024, None, 1024), (1024, 10, 1024), (2**19, 2**16, 2**16), (2**19, 1, 4096), (2**19, 2**30, 2**19)],
+)
+def test_chunks_are_of_a_size_that_both_can_publish(own: int, most: int | None, chosen: int) -> None:
+    assert smallest(own, most) == chosen
