@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from natsblob.broker.connection import Connection
-from natsblob.broker.message import DESCRIPTION, SUBJECT, Message, parse_headers
+from natsblob.broker.message import DESCRIPTION, SEQUENCE, SUBJECT, Message, parse_headers
 from natsblob.broker.retry import retrying
 from natsblob.broker.translate import jetstream_error
 from natsblob.chunking import MESSAGE_RESERVE
@@ -42,7 +42,6 @@ PART_BYTES: Final = 4 * 1024 * 1024
 """Bytes asked for in one answer of last messages."""
 
 EXPECTED_LAST: Final = "Nats-Expected-Last-Subject-Sequence"
-SEQUENCE: Final = "Nats-Sequence"
 PENDING: Final = "Nats-Num-Pending"
 BEFORE: Final = "Nats-Last-Sequence"
 """In a message of a batch: the sequence of the one before it."""

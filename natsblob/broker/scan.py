@@ -13,12 +13,12 @@ import msgspec
 
 from natsblob.broker.jetstream import (
     PENDING,
-    SEQUENCE,
     ApiErrorBody,
     JetStream,
     Stored,
     expect_not_found,
 )
+from natsblob.broker.message import SEQUENCE
 from natsblob.broker.retry import retrying
 from natsblob.errors import UnavailableError
 

@@ -7,8 +7,8 @@ from contextlib import suppress
 
 from natsblob import chunking, wire
 from natsblob.broker.frames import read_frames
-from natsblob.broker.jetstream import SEQUENCE, JetStream
-from natsblob.broker.message import Message
+from natsblob.broker.jetstream import JetStream
+from natsblob.broker.message import SEQUENCE, Message
 from natsblob.errors import BlobCorruptError, BlobError, UnavailableError, UnprovenError
 from natsblob.objectstore.adopted import Sums
 from natsblob.objectstore.info import Layout, ObjectInfo

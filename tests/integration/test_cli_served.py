@@ -48,6 +48,11 @@ def test_a_bucket_that_the_service_does_not_serve_is_refused(served: Cli) -> Non
     assert served.good("ls", "--bucket", served.env["NATSBLOB_PREFIX"], "-q").lines == [DIGEST]
 
 
+def test_a_service_that_is_not_there_is_told_as_that(natsblob: Cli) -> None:
+    for command in (["put", "-"], ["get", DIGEST], ["has", DIGEST], ["ls"], ["rm", DIGEST]):
+        assert natsblob(*command, "--prefix", "nobody", stdin=b"x").code == 5
+
+
 def test_verify_reads_the_bucket_that_the_service_serves(served: Cli) -> None:
     assert [json.loads(line)["digest"] for line in served.good("verify", "--json").lines] == [DIGEST]
     assert served("verify", "--bucket", "nowhere").code == 3
