@@ -127,6 +127,9 @@ async def test_what_nats_py_stored_is_adopted_and_served(
     assert await adopted(raw, server) == dict.fromkeys(objects, "present")
     for name, data in objects.items():
         assert (await theirs.get(name)).data == data
+        link = await theirs.get_info(Digest.of(data).hex)
+        assert (link.size, link.digest) == (len(data), Digest.of(data).adr20())
+        assert (await theirs.get(Digest.of(data).hex)).data == data
 
 
 async def test_an_adopted_object_that_changes_is_not_served_under_its_old_digest(
@@ -204,3 +207,17 @@ async def test_what_javascript_stored_is_adopted_and_served(
     assert {name: b64decode(text) for name, text in result["read"].items()} == objects
     assert await adopted(raw, server) == dict.fromkeys(objects, "adopted")
     await check_served(raw, objects)
+    by_digest = {Digest.of(data).hex: data for data in objects.values()}
+    result = await run(node, server.url, raw.bucket, list(by_digest), {})
+    assert {name: b64decode(text) for name, text in result["read"].items()} == by_digest
+    assert set(result["listed"]) == {*objects, *by_digest}
+
+
+@pytest.mark.interop
+async def test_a_name_that_javascript_encodes_in_its_own_way_is_adopted(
+    raw: Raw, server: EmbeddedServer, node: Path
+) -> None:
+    data = pattern(300_000, "umlaut")
+    await run(node, server.url, raw.bucket, [], {"r\u00e4tsel": b64encode(data).decode()})
+    assert await adopted(raw, server) == {"r\u00e4tsel": "copied"}
+    await check_served(raw, {"r\u00e4tsel": data})
