@@ -16,7 +16,8 @@ from natsblob.broker.embedded import EmbeddedServer
 from natsblob.errors import BlobError, NotAllowedError, TooLargeError, UnavailableError
 from natsblob.testing.servers import temporary_store_dir
 from natsblob.testing.services import running_worker
-from tests.integration.credentials import Operator
+from tests.integration.credentials import Authority, Nkey, Operator, user_key
+from tests.integration.raw import service
 
 DEADLINE = 20.0
 
@@ -427,3 +428,59 @@ async def test_more_subscriptions_than_an_account_may_have_are_refused() -> None
         with pytest.raises((UnavailableError, NotAllowedError)):
             await subscribe()
         await connection.flush()
+
+
+async def test_an_nkey_that_was_replaced_is_read_again(tmp_path: Path) -> None:
+    old, new = user_key(), user_key()
+    seed = old.file(tmp_path / "user.nk")
+
+    def allowing(key: Nkey) -> str:
+        return f"authorization {{ users: [ {{ nkey: {key.public} }} ] }}\n"
+
+    async with (
+        reloadable(allowing(old)) as server,
+        await connect(Access((server.url,), nkey=str(seed))) as connection,
+    ):
+        server.reload(allowing(new))
+        async with asyncio.timeout(DEADLINE):
+            await connection.interruption.wait()
+            new.file(seed)
+            await connection.usable.wait()
+        await connection.flush()
+
+
+async def test_a_certificate_that_was_replaced_is_read_again(tmp_path: Path) -> None:
+    old, new = Authority(tmp_path, "old"), Authority(tmp_path, "new")
+    server_pair, pair = old.signed("server"), old.signed("client")
+
+    def trusting(authority: Authority) -> str:
+        files = f'cert_file: "{server_pair.cert}", key_file: "{server_pair.key}"'
+        return f'tls {{ {files}, ca_file: "{authority.file}", verify: true }}\n'
+
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(reloadable(trusting(old)))
+        access = Access((server.url,), tls_ca=str(old.file), tls_cert=str(pair.cert), tls_key=str(pair.key))
+        connection = await stack.enter_async_context(await connect(access))
+        server.reload(trusting(new))
+        await server.server.kill()
+        await server.server.start()
+        async with asyncio.timeout(DEADLINE):
+            await connection.interruption.wait()
+            while not connection.trouble:  # noqa: ASYNC110 - the server refuses the certificate
+                await asyncio.sleep(0.05)
+            new.signed("client")
+            await connection.usable.wait()
+        await connection.flush()
+
+
+async def test_many_uploads_that_are_read_back_hold_up_nobody(server: EmbeddedServer) -> None:
+    async with service(server.url, commit_check="readback", chunk_size=4096, request_timeout=5.0) as raw:
+        large = await raw.upload(*(b"%4096d" % number for number in range(200)))
+        small = [await raw.upload(b"%d" % number) for number in range(3)]
+        asking = [raw.ask("put.status", {"upload": large.id}) for _ in range(60)]
+        answers = asyncio.gather(*asking, large.commit())
+        for upload in small:
+            async with asyncio.timeout(DEADLINE):
+                assert (await upload.commit()).code == 0
+        for answer in await answers:
+            assert answer.code in (0, 408, 429)
