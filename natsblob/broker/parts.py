@@ -9,8 +9,6 @@ from natsblob.wire import CHUNK, PART, part_of
 
 LARGEST: Final = 64 * 1024 * 1024
 """Bytes of a chunk that is put together: no store has larger ones."""
-_STORED: Final = "Nats-Subject"
-"""On a message that a replica sends as it is stored, and anybody may have stored it."""
 
 
 class Parts:
@@ -26,7 +24,7 @@ class Parts:
 
         A part out of turn is dropped, with those before it: the chunk is asked for again.
         """
-        if PART not in frame.headers or _STORED in frame.headers:
+        if PART not in frame.headers or frame.is_stored:
             return frame
         place = part_of(frame.headers)
         chunk = frame.headers.get(CHUNK, "")

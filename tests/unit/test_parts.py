@@ -34,7 +34,7 @@ def test_parts_become_the_chunk(cuts: list[int]) -> None:
 
 
 def test_a_stored_message_is_never_a_part() -> None:
-    stored = Message("_INBOX.a", "", b"x", {CHUNK: "3", PART: "0/2", "Nats-Subject": "$O.blobs.C.x"})
+    stored = Message("_INBOX.a", "", b"x", {CHUNK: "3", PART: "0/2", "Nats-Sequence": "7"})
     assert Parts().add(stored) is stored
 
 
