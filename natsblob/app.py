@@ -260,6 +260,7 @@ async def _uploads(
         beneath=at.relay,
         chunk_size=backend.store.chunk_size,
         window=backend.window,
+        admit=backend.store.reserve.take,
     )
     await stack.enter_async_context(forwarder.taking())
     return StagedUploads(

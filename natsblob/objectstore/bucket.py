@@ -101,6 +101,12 @@ class Bucket:
         known = await self._known()
         return any(int(known.get(limit, -1)) > 0 for limit in ("max_bytes", "max_msgs"))
 
+    async def relayed_limit(self) -> int | None:
+        """Its limit in bytes, if it has one and only workers write into it."""
+        known = await self._known()
+        limit = int(known.get("max_bytes", -1))
+        return limit if limit > 0 and self.uploads(known) == "relayed" else None
+
     async def max_age(self) -> timedelta | None:
         """How long after it was written a message goes, if it does."""
         nanoseconds = int((await self._known()).get("max_age", 0))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -53,10 +53,15 @@ _LAST_ANSWERS: Final = 5.0
 """Seconds that a stopping worker waits for the answers to chunks that it has published."""
 
 
+async def admitted(_: int) -> None:
+    """There is always room."""
+
+
 class Forwarder:
     """The uploads that go through one worker.
 
-    `chunk_subject` says where the chunks of a stage belong; on `beneath` and a stage they come here.
+    `chunk_subject` says where the chunks of a stage belong; on `beneath` and a stage they come here. `admit`
+    raises if there is no room for so many bytes.
     """
 
     def __init__(
@@ -69,8 +74,10 @@ class Forwarder:
         beneath: str,
         chunk_size: int,
         window: int,
+        admit: Callable[[int], Awaitable[None]] = admitted,
     ) -> None:
         self._front = front
+        self._admit = admit
         self._storage = storage
         self._replies = replies
         self._chunk_subject = chunk_subject
@@ -306,6 +313,7 @@ class Forwarder:
                 wire.MESSAGE_ID: message_id,
             }
             try:
+                await self._admit(len(chunk.data))
                 await self._storage.publish(
                     subject, chunk.data, reply=f"{self._acks}.{message_id}", headers=headers
                 )

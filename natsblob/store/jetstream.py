@@ -17,6 +17,7 @@ from natsblob.errors import (
     BlobError,
     BlobNotFoundError,
     DigestMismatchError,
+    InsufficientStorageError,
     UnavailableError,
 )
 from natsblob.hashing import ConcurrentHasher, digest_of_bytes
@@ -25,6 +26,7 @@ from natsblob.objectstore.info import Entry, digest_of
 from natsblob.objectstore.names import END, Names
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.proof import Proofs
+from natsblob.objectstore.reserve import Reserve
 from natsblob.objectstore.staging import Staging
 from natsblob.objectstore.writer import Written
 from natsblob.wire import CommitRequest, Info, Page
@@ -45,6 +47,7 @@ class JetStreamStore:
         self._objects = objects
         self._cache = cache or EntryCache(objects.bucket.layout)
         objects.bucket.on_renewal.append(self._cache.clear)
+        self.reserve = Reserve(objects.bucket)
         self._expiry = upload_expiry
         self._proofs = Proofs(objects)
         self._staging = Staging(objects, expiry=upload_expiry, proofs=self._proofs)
@@ -119,7 +122,7 @@ class JetStreamStore:
         if expected is not None and (entry := await self._held(expected)) is not None:
             await _check(_chained(head, blocks), expected)
             return info_of(expected, entry)
-        written = await self._objects.write(_chained(head, blocks))
+        written = await self._objects.write(self._within_reserve(_chained(head, blocks)))
         if expected is not None and written.digest != expected:
             await shielded(self._objects.drop(written.nuid))
             raise _mismatch()
@@ -132,7 +135,18 @@ class JetStreamStore:
         likely = not data or self._cache.get(digest.hex) is not None
         if likely and (entry := await self._held(digest)) is not None:
             return info_of(digest, entry)
+        try:
+            await self.reserve.take(len(data))
+        except InsufficientStorageError:
+            if entry := await self._held(digest):
+                return info_of(digest, entry)
+            raise
         return await self._name(await self._objects.write_one(data, digest))
+
+    async def _within_reserve(self, blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for block in blocks:
+            await self.reserve.take(len(block))
+            yield block
 
     async def delete(self, digest: Digest) -> Info:
         """Remove the blob. What was adopted from another name keeps that name and its bytes."""
