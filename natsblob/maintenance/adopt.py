@@ -6,7 +6,6 @@ it is. If its chunks cannot be read singly as natsblob reads them, its bytes are
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
@@ -20,7 +19,7 @@ from natsblob.digest import Digest
 from natsblob.errors import BlobNotFoundError, InsufficientStorageError
 from natsblob.hashing import ConcurrentHasher
 from natsblob.objectstore.adopted import MAX_SUMS, sum_bytes
-from natsblob.objectstore.info import Entry, claim_of, digest_of
+from natsblob.objectstore.info import Entry, claim_of, digest_of, is_address
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.requirements import refuse_unfit
 from natsblob.wire import CHUNK, ERROR_CODE, STATUS, SUM, chunk_sum
@@ -29,7 +28,6 @@ Outcome: TypeAlias = Literal["adopted", "copied", "present", "corrupt", "unreada
 OnBytes: TypeAlias = Callable[[int], None]
 """Told how many more bytes have been read."""
 
-_ADDRESS: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _BATCH_BYTES: Final = 8 * 1024 * 1024
 _MANY: Final = 1_024
 _TINY: Final = 4 * 1024
@@ -79,14 +77,8 @@ async def adopt(objects: Objects, on_bytes: OnBytes | None = None) -> AsyncGener
         if not entry.is_readable:
             name = entry.info.name or subject
             yield Adoption(name, "unreadable", 0, None, "its metadata cannot be read")
-        elif entry.is_content and not _is_own(entry):
+        elif entry.is_content and not (entry.is_blob and entry.info.marks):  # natsblob's, or a copy of it
             yield await adopter.adopt(subject, entry)
-
-
-def _is_own(entry: Entry) -> bool:
-    """Whether natsblob stored it, as a blob; others may copy natsblob's metadata with an object."""
-    claimed = digest_of(entry.info)
-    return entry.info.marks is not None and claimed is not None and claimed.hex == entry.info.name
 
 
 class _Adopter:
@@ -151,7 +143,7 @@ class _Adopter:
     def _why_copied(self, subject: str, entry: Entry, seen: _Seen) -> str:
         """Why a link would not do although the chunks are even: it leads to a name and relies on metadata."""
         info = entry.info
-        if _ADDRESS.fullmatch(info.name):
+        if is_address(info.name):
             return "it has the name of a digest, which a put may take from it"
         if self._layout.meta(info.name) != subject:
             return "its name and its subject do not belong together"

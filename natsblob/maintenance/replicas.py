@@ -24,7 +24,7 @@ from natsblob.broker.jetstream import ClusterState, Stored, StreamInfo, StreamSt
 from natsblob.errors import UnavailableError
 from natsblob.hashing import ConcurrentHasher
 from natsblob.objectstore.bucket import Bucket
-from natsblob.objectstore.info import Entry, claim_of, digest_of
+from natsblob.objectstore.info import Entry, claim_of
 from natsblob.objectstore.objects import Objects
 
 CATCH_UP: Final = 10.0
@@ -189,7 +189,7 @@ class Comparer:
             return  # somebody else's message, or one that no copy has intact: no blob to be found by it
         found.entries[message.subject] = entry
         hashed = hashers.pop(entry.info.nuid, _Hashing())
-        if entry.is_content and (is_suspect or (_is_blob(entry) and not await hashed.is_whole(entry))):
+        if entry.is_content and (is_suspect or (entry.is_blob and not await hashed.is_whole(entry))):
             found.suspects.add(message.subject)
 
     async def _confirm(self, found: _Findings, nodes: Sequence[str]) -> list[Damage]:
@@ -214,7 +214,7 @@ class Comparer:
         """
         held = {node: await self._held_on(node, subject, entry) for node in nodes}
         whole = {node for node, one in held.items() if one.is_whole}
-        if whole or _is_blob(entry):
+        if whole or entry.is_blob:
             return whole
         votes = Counter(one.print for one in held.values())
         most = max(votes, key=lambda one: votes[one])
@@ -359,12 +359,6 @@ class _Held:
 
     is_whole: bool
     print: tuple[bool, int, str]
-
-
-def _is_blob(entry: Entry) -> bool:
-    """Whether the name is a digest that the object claims to have: then its bytes have to be right."""
-    claimed = digest_of(entry.info)
-    return entry.is_content and claimed is not None and claimed.hex == entry.info.name
 
 
 def _count(found: _Findings, before: StreamState, after: StreamState) -> None:

@@ -27,6 +27,8 @@ log = get_logger("natsblob.objectstore")
 
 MOST: Final = 8_192
 """Objects remembered, the ones used last; between one and two KiB each."""
+HEAVIEST: Final = 64 * 1024
+"""Bytes of texts in the metadata of an object that is remembered: other clients may store a megabyte."""
 KEPT_FOR: Final = 30.0
 """Seconds after which an object is looked up anew."""
 SETTLING: Final = 30.0
@@ -93,7 +95,7 @@ class EntryCache:
         """Remember an entry, unless it may have been deleted since it was looked up, or just before."""
         self._check_connection()
         name = entry.info.name
-        if self._connection is None or not entry.is_content:
+        if self._connection is None or not entry.is_content or entry.info.weight > HEAVIEST:
             return
         unsettled_until = max(self._unsettled_until, self._deleted.get(name, -SETTLING) + SETTLING)
         if looked_up_at < unsettled_until:

@@ -75,6 +75,12 @@ class ObjectInfo(msgspec.Struct, frozen=True, omit_defaults=True):
         return (self.metadata or {}).get(WRITTEN_KEY) == "1"
 
     @property
+    def weight(self) -> int:
+        """Bytes, about, of what clients may add as they like."""
+        own = sum(len(key) + len(value) for key, value in (self.metadata or {}).items())
+        return own + len(self.description) + len(str(self.headers or ""))
+
+    @property
     def marks(self) -> Marks | None:
         return decode_marks((self.metadata or {}).get(MARKS_KEY, ""))
 
@@ -165,11 +171,6 @@ def is_address(name: str) -> bool:
 def is_plain_subject(subject: str) -> bool:
     """Whether each token of it, if there are any, can be asked for by its name alone."""
     return not subject or all(map(_PLAIN.fullmatch, subject.split(".")))
-
-
-def is_askable(subject: str) -> bool:
-    """Whether what lies on a subject can be asked for by it: not if it has wildcards or bytes of no text."""
-    return all(is_token(token) for token in subject.split("."))
 
 
 def nuid_in(data: bytes) -> str:

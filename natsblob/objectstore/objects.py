@@ -40,7 +40,6 @@ from natsblob.objectstore.info import (
     encode_info,
     encode_marks,
     is_address,
-    is_askable,
     is_plain_subject,
     new_nuid,
 )
@@ -458,7 +457,7 @@ class Objects:
         """All metadata and its subjects, which not every client encodes alike; also what cannot be read."""
         some: list[str] = []
         async for subject, _ in self.subjects():
-            if not is_askable(subject):
+            if not is_plain_subject(subject):
                 yield subject, Entry(ObjectInfo("", "", ""), 0, datetime.now(UTC), is_readable=False)
                 continue
             some.append(subject)

@@ -221,7 +221,8 @@ async def test_chunks_with_headers_that_readers_would_misunderstand(
 async def test_names_and_subjects_that_do_not_belong_together(
     raw: Raw, blobs: Client, objects: Objects
 ) -> None:
-    contents = {name: pattern(CHUNK + 1, name) for name in ("unpadded", "bytes", "control\n\x1b[2J", "plain")}
+    odd, long = "control\n\x1b[2J", "long " * 300
+    contents = {name: pattern(CHUNK + 1, name) for name in ("unpadded", "bytes", odd, "plain", long)}
     subjects = {
         "unpadded": token(b"unpadded").rstrip("="),
         "bytes": token(b"\xff\xfebytes"),
@@ -234,7 +235,8 @@ async def test_names_and_subjects_that_do_not_belong_together(
         "unpadded": "copied",
         "bytes": "copied",
         "plain": "copied",
-        "control\n\x1b[2J": "adopted",
+        odd: "adopted",
+        long: "adopted",
     }
     for data in contents.values():
         await check_served(blobs, data)
@@ -251,6 +253,9 @@ async def test_an_object_under_a_digest_s_name_becomes_a_blob_or_lends_its_bytes
     for data in (right, unnamed, other):
         await check_served(blobs, data)
     assert not await blobs.has(Digest.of(b"no blob"))
+    assert (await blobs.put(b"no blob")).created
+    for data in (right, unnamed, other, b"no blob"):
+        await check_served(blobs, data)
 
 
 async def test_an_object_whose_digest_names_another_object_is_refused(raw: Raw, objects: Objects) -> None:

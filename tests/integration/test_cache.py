@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
@@ -17,6 +18,7 @@ from natsblob.errors import BlobNotFoundError
 from natsblob.objectstore import cache
 from natsblob.objectstore.bucket import Bucket, BucketConfig
 from natsblob.objectstore.cache import EntryCache
+from natsblob.objectstore.info import Entry, ObjectInfo
 from natsblob.objectstore.objects import Objects
 from natsblob.store.jetstream import JetStreamStore
 from natsblob.testing.payloads import source
@@ -121,6 +123,13 @@ async def test_the_number_of_entries_is_bounded(pair: Pair, monkeypatch: pytest.
     monkeypatch.setattr(cache, "MOST", 3)
     digests = [(await pair.remembers.put(source(bytes([number])))).digest for number in range(5)]
     assert [pair.cache.get(digest.hex) is not None for digest in digests] == [False, False, True, True, True]
+
+
+async def test_metadata_of_any_size_is_not_remembered(pair: Pair) -> None:
+    for description, is_kept in (("x" * 100_000, False), ("short", True)):
+        info = ObjectInfo("a", "b", "c", description=description)
+        pair.cache.add(Entry(info, 1, datetime.now(UTC)), pair.cache.now())
+        assert (pair.cache.get("a") is not None) is is_kept
 
 
 async def test_nothing_is_remembered_where_deletions_are_not_heard(pair: Pair) -> None:
