@@ -30,6 +30,8 @@ from natsblob.wire import Caps, GetRequest, HasReply, Info, ListRequest, Missing
 
 _WHOLE_FOR_A_PART: Final = 8 * 1024 * 1024
 """Bytes of a blob without sums that a worker reads for a range of it; the client has to read larger ones."""
+BATCHES_AT_ONCE: Final = 4
+"""Batches of `has` that are looked up at a time; more wait their turn, one client after the other."""
 LISTS_AT_ONCE: Final = 2
 """Pages made at a time: each takes all names of the bucket into memory. More wait their turn."""
 _FOREIGN_ACCOUNT: Final = "_R_."
@@ -46,6 +48,7 @@ class Handlers:
         self._caps = caps
         self._replies = replies
         self._listing = Places(LISTS_AT_ONCE)
+        self._looking_up = Places(BATCHES_AT_ONCE)
 
     def by_subject(self, subjects: wire.Subjects) -> dict[str, Handler]:
         """Which handler answers on which subject."""
@@ -118,7 +121,8 @@ class Handlers:
             raise BadRequestError(f"at most {self._caps.max_batch} digests can be asked for at a time")
         if len(digests) > (most := fitting.batch(self._replies.room)):
             raise TooLargeError("the answer may not fit one message; ask for fewer digests", limit=most)
-        return _json(MissingReply(await self._store.missing(digests)))
+        async with self._looking_up.place(request.client):
+            return _json(MissingReply(await self._store.missing(digests)))
 
     async def stat(self, request: Request) -> Answer:
         digest = request.noted.digest = wire.decode_digest(request.data)
