@@ -75,11 +75,11 @@ async def blobs_of(common: Common) -> AsyncIterator[Client]:
     settings = loaded.settings
     access = Access.of(settings, "natsblob cli")
     async with connect(access, prefix=settings.prefix, timeout=settings.timeout) as blobs:
+        caps: Caps | None = None
+        with suppress(DeadlineError):  # somebody listens, and is slow: the command has more time
+            caps = await blobs.caps(timeout=min(_FIRST_ANSWER, settings.timeout))
         if "bucket" in loaded.sources:
-            check_bucket(loaded, await blobs.caps())
-        else:
-            with suppress(DeadlineError):  # somebody listens, and is slow: the command has more time
-                await blobs.caps(timeout=min(_FIRST_ANSWER, settings.timeout))
+            check_bucket(loaded, caps or await blobs.caps())
         yield blobs
 
 
