@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from natsblob.broker.connection import Connection
-from natsblob.chunking import MESSAGE_RESERVE, chunk_size_for
+from natsblob.chunking import LEAST_PAYLOAD, MESSAGE_RESERVE, chunk_size_for
 from natsblob.config.quantity import format_duration, format_size
 from natsblob.maintenance.doctor.ask import ask, gather
 from natsblob.maintenance.doctor.check import Check, Status
@@ -82,6 +82,14 @@ def check_payload(connection: Connection, wanted: int) -> Check:
     limit = connection.max_payload
     chunk = chunk_size_for(limit, wanted)
     found = f"max_payload {format_size(limit)}"
+    if limit < LEAST_PAYLOAD:
+        return Check(
+            name="payload",
+            status=Status.FAIL,
+            found=found,
+            means="Workers refuse to start: headers leave no room for chunks. What is stored is safe.",
+            todo=f"Set max_payload: {format_size(wanted + MESSAGE_RESERVE)} or more on every server.",
+        )
     if chunk < wanted:
         return Check(
             name="payload",
