@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from natsblob.broker.embedded import EmbeddedServer
+from natsblob.service import relay
 from natsblob.testing.payloads import pattern
 from tests.integration.raw import CHUNK, Raw, Upload, pieces, service
 
@@ -141,3 +142,27 @@ async def test_a_relayed_upload_that_nobody_continues_expires(server: EmbeddedSe
             while (await upload.stored()).code != 408:  # noqa: ASYNC110 - a worker decides
                 await asyncio.sleep(0.1)
         assert (await upload.commit()).code == 408
+
+
+async def test_an_idle_upload_makes_room_for_another(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "MAX_UPLOADS", 2)
+    async with service(server.url, backend="memory") as raw:
+        first = await raw.upload(CHUNKS[0])
+        second = await raw.upload(CHUNKS[0])
+        assert (await raw.ask("put.open")).error["name"] == "busy"
+        monkeypatch.setattr(relay, "IDLE", 0.0)
+        third = await raw.upload(CHUNKS[0])
+        assert (await first.stored()).code == 408
+        assert (await second.stored()).code == (await third.stored()).code == 0
+
+
+async def test_an_upload_is_opened_again_where_it_lives(server: EmbeddedServer) -> None:
+    async with service(server.url, backend="memory", workers=2) as raw:
+        upload = await raw.upload(*CHUNKS[:2])
+        answers = [await raw.ask("put.open", {"upload": upload.id, "relayed": True}) for _ in range(10)]
+        assert {answer.code for answer in answers} <= {0, 408}
+        for answer in answers:
+            if not answer.code:
+                assert answer.json["chunk_subject"] == upload.opened["chunk_subject"]
