@@ -23,6 +23,7 @@ from natsblob.maintenance.collect import Collector
 from natsblob.metrics import Metrics, exposed
 from natsblob.objectstore.bucket import Bucket, BucketConfig
 from natsblob.objectstore.cache import EntryCache
+from natsblob.objectstore.info import Layout
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.requirements import largest_chunk, refuse_unfit
 from natsblob.service.discovery import Discovery
@@ -258,6 +259,7 @@ async def _uploads(
         replies,
         chunk_subject=backend.store.chunk_subject,
         beneath=at.relay,
+        metadata=Layout(settings.bucket).all_meta,
         chunk_size=backend.store.chunk_size,
         window=backend.window,
         admit=backend.store.reserve.take,

@@ -14,7 +14,7 @@ from natsblob.errors import (
     NotAllowedError,
     UploadExpiredError,
 )
-from natsblob.wire import Caps, Opened, OpenRequest
+from natsblob.wire import LEAST_CHUNK, Caps, Opened, OpenRequest
 
 UNHEARD: Final = 1.0
 """Seconds without any answer after which chunks for the stream go through a worker. To notice it takes a
@@ -84,7 +84,7 @@ class Way:
         return self._again(upload if answered else None)
 
     def _again(self, upload: str | None) -> OpenRequest:
-        return OpenRequest(upload=upload, relayed=True, max_chunk=self.opened.chunk_size)
+        return OpenRequest(upload=upload, relayed=True, max_chunk=max(self.opened.chunk_size, LEAST_CHUNK))
 
 
 def _lost() -> UploadExpiredError:

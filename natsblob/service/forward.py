@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
 import msgspec
@@ -25,6 +25,7 @@ from natsblob.errors import (
     BadRequestError,
     BlobError,
     NoRespondersError,
+    NotAllowedError,
     UnavailableError,
     UploadExpiredError,
 )
@@ -57,10 +58,17 @@ async def admitted(_: int) -> None:
     """There is always room."""
 
 
+class _Named(msgspec.Struct):
+    """What matters here of an object's metadata."""
+
+    nuid: str = ""
+
+
 class Forwarder:
     """The uploads that go through one worker.
 
-    `chunk_subject` says where the chunks of a stage belong; on `beneath` and a stage they come here. `admit`
+    `chunk_subject` says where the chunks of a stage belong; on `beneath` and a stage they come here. On
+    `metadata` is heard which chunks have been named, by any worker: no more are taken for those. `admit`
     raises if there is no room for so many bytes.
     """
 
@@ -72,10 +80,12 @@ class Forwarder:
         *,
         chunk_subject: Callable[[str], str],
         beneath: str,
+        metadata: str,
         chunk_size: int,
         window: int,
         admit: Callable[[int], Awaitable[None]] = admitted,
     ) -> None:
+        self._metadata = metadata
         self._front = front
         self._admit = admit
         self._storage = storage
@@ -100,7 +110,10 @@ class Forwarder:
         """Take chunks while the context lasts; those that were taken are answered before it ends."""
         with self._storage.inbox(self._on_ack) as self._acks:
             try:
-                async with self._front.subscribe(f"{self._beneath}.*", self._take):
+                async with AsyncExitStack() as stack:
+                    with suppress(NotAllowedError):  # then other clients may stumble over what comes late
+                        await stack.enter_async_context(self._front.subscribe(self._metadata, self._hear))
+                    await stack.enter_async_context(self._front.subscribe(f"{self._beneath}.*", self._take))
                     yield
                 await self._last_answers()
             finally:
@@ -169,6 +182,11 @@ class Forwarder:
         """Of those that never had a chunk the oldest, else the one that had none for longest."""
         unused = (stage for stage, upload in self._known.items() if not upload.is_used)
         return next(unused, next(iter(self._known)))
+
+    def _hear(self, message: Message) -> None:
+        if self._known:
+            with suppress(*wire.NOT_DECODED):
+                self.forget(msgspec.json.decode(message.data, type=_Named).nuid)
 
     def _take(self, message: Message) -> None:
         if not self._replies.allows(message.reply):

@@ -156,6 +156,17 @@ async def test_a_settled_upload_is_not_opened_again(two: Raw) -> None:
                 assert reopened.error["name"] == "upload_expired"
 
 
+async def test_what_another_worker_committed_takes_no_more_chunks(two: Raw) -> None:
+    upload = await relayed(two, *CHUNKS[:3])
+    other = await go_on(upload)
+    for index in (3, 4, 5):
+        assert (await other.send(index, CHUNKS[index])).code == 0
+    assert (await other.commit(marks=None)).json["digest"] == DIGEST
+    async with asyncio.timeout(10):
+        while (answer := await upload.send(2, CHUNKS[2])).code != 408:
+            assert answer.json["duplicate"] is True
+
+
 async def test_no_chunk_is_taken_while_an_upload_is_committed(
     raw: Raw, monkeypatch: pytest.MonkeyPatch
 ) -> None:

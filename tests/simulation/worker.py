@@ -96,6 +96,7 @@ class Worker:
             replies,
             chunk_subject=store.chunk_subject,
             beneath=SUBJECTS.relay(name),
+            metadata=bucket.layout.all_meta,
             chunk_size=CHUNK,
             window=WINDOW,
         )

@@ -57,6 +57,7 @@ class Stream:
         self.published: list[tuple[int, bytes]] = []
         self.headers: list[wire.Headers] = []
         self.came = asyncio.Event()
+        self.name: Callable[[bytes], None] = lambda _: None
         self._take: Callable[[Message], None] = lambda _: None
         self._acks: Callable[[Message], None] = lambda _: None
         self._stored: dict[int, int] = {}
@@ -66,8 +67,11 @@ class Stream:
         return nullcontext("_INBOX.acks")
 
     @asynccontextmanager
-    async def subscribe(self, _: str, handler: Callable[[Message], None]) -> AsyncIterator[None]:
-        self._take = handler
+    async def subscribe(self, subject: str, handler: Callable[[Message], None]) -> AsyncIterator[None]:
+        if subject == "named":
+            self.name = lambda data: handler(Message(subject, "", data, {}))
+        else:
+            self._take = handler
         yield
 
     async def publish(self, _: str, data: bytes, *, reply: str, headers: wire.Headers) -> None:
@@ -109,6 +113,7 @@ class Lab:
             self.answers,
             chunk_subject=lambda stage: f"chunks.{stage}",
             beneath="relay",
+            metadata="named",
             chunk_size=CHUNK,
             window=4,
         )
@@ -248,6 +253,20 @@ async def test_chunks_that_wait_for_one_that_does_not_come_go_on(
     lab.stream.chunk(0, of(0), "r0")
     assert (await lab.answers.to("r0"))["seq"] == 12
     assert await lab.seen(3) is None
+
+
+@pytest.mark.parametrize("metadata", [b"", b"[", b"\xff", b'{"nuid":1}', b'{"nuid":"another"}'])
+async def test_other_metadata_changes_nothing(lab: Lab, metadata: bytes) -> None:
+    lab.stream.name(metadata)
+    lab.stream.chunk(0, of(0), "r")
+    assert (await lab.answers.to("r"))["seq"] == 10
+
+
+async def test_what_has_been_named_takes_no_more_chunks(lab: Lab) -> None:
+    lab.stream.name(json.dumps({"name": "n", "nuid": STAGE, "chunks": 3}).encode())
+    lab.stream.chunk(0, of(0), "r")
+    assert (await lab.answers.to("r"))["error"]["name"] == "upload_expired"
+    assert lab.stream.published == []
 
 
 async def test_a_stopping_worker_waits_for_what_it_has_published() -> None:
