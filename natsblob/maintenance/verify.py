@@ -16,6 +16,7 @@ from natsblob.objectstore.copies import UnreadableError
 from natsblob.objectstore.info import Entry, digest_of
 from natsblob.objectstore.names import END, Names
 from natsblob.objectstore.objects import Objects
+from natsblob.objectstore.proof import Proofs
 from natsblob.wire import MAX_BATCH
 
 Outcome = Literal["ok", "corrupt", "foreign"]
@@ -35,15 +36,19 @@ async def verify(
 ) -> AsyncGenerator[Verified, None]:
     """Every blob in ascending order of digest, beginning behind `after`; one deleted meanwhile is left out.
 
+    What is corrupt is recorded as such, so that the next put of that content heals it (ADR 0013).
     Holds one window of one blob in memory, and some of the names. `rate` is in bytes per second, 0 for no
     limit. Objects whose name is no digest are not blobs. `UnavailableError` where the server that leads
     has lost names, so that not every blob would be read.
     """
     pace = _Pace(rate)
+    proofs = Proofs(objects)
     async for name in _names(objects, after.hex if after else ""):
         try:
             entry = await objects.find(name)
             found = entry and await _verified(objects, name, entry, pace)
+            if entry and found and found.outcome == "corrupt":
+                await proofs.doubt(entry)
         except BlobNotFoundError:
             continue  # deleted
         except UnreadableError:

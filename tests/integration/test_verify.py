@@ -70,6 +70,8 @@ async def test_a_blob_that_is_bad_everywhere_is_lost_and_no_divergence(raw: Raw,
     found = await compared(objects)
     assert (found.is_same, found.diverge, found.lost) == (True, False, [Digest.of(BLOB).hex])
     assert [one.outcome async for one in verify(objects)] == ["corrupt"]
+    await raw.put(BLOB)
+    assert [one.outcome async for one in verify(objects)] == ["ok"]
 
 
 @pytest.mark.parametrize(
