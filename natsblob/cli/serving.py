@@ -81,8 +81,8 @@ _NOTHING: Final = Serving()
 async def serve(*, serving: Serving = _NOTHING, common: Common = UNSET) -> None:
     """Run workers that answer requests.
 
-    They run until Ctrl-C or SIGTERM, and then finish what they have begun. When they are ready,
-    one line on standard output says where. Start as many as you like, on as many
+    They run until Ctrl-C or SIGTERM, and then finish what they have begun; asked twice, they end at once.
+    When they are ready, one line on standard output says where. Start as many as you like, on as many
     machines: they share the requests. With --embedded nothing else is needed to try it out.
     """
     from natsblob.app import on_volume
