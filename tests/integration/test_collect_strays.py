@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -16,7 +17,7 @@ from natsblob.broker.connection import Access, connect
 from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.jetstream import JetStream
 from natsblob.digest import Digest
-from natsblob.errors import InternalError, SetupError, UnavailableError
+from natsblob.errors import InternalError, NotAllowedError, SetupError, UnavailableError
 from natsblob.maintenance import leftovers
 from natsblob.maintenance.collect import Collected, Collector
 from natsblob.objectstore import writer
@@ -25,6 +26,7 @@ from natsblob.objectstore.info import new_nuid
 from natsblob.objectstore.objects import Objects
 from natsblob.store.jetstream import JetStreamStore
 from natsblob.testing.payloads import pattern, source
+from natsblob.testing.servers import temporary_server
 from tests.integration.raw import Wire
 
 DATA = pattern(100)
@@ -257,3 +259,26 @@ async def test_nothing_is_read_where_reading_removes(objects: Objects) -> None:
     with pytest.raises(SetupError):
         await anext(census(jetstream, name))
     await jetstream.delete(name)
+
+
+@pytest.mark.parametrize(("denied", "stays"), [("CONSUMER.CREATE.>", True), ("STREAM.MSG.DELETE.>", False)])
+async def test_without_a_permission_workers_serve(denied: str, stays: bool) -> None:
+    """Without the right to list nothing is collected; without that to remove messages, strays are not."""
+    user = f'user: a, password: pw, permissions: {{ publish: {{ deny: ["$JS.API.{denied}"] }} }}'
+    async with (
+        temporary_server(extra=f"authorization {{ users: [ {{ {user} }} ] }}") as guarded,
+        await connect(Access((guarded.url,), user="a", password="pw")) as connection,
+    ):
+        bucket = Bucket(JetStream(connection), "blobs", prefix="blob")
+        await bucket.create(BucketConfig("blobs", storage="memory"))
+        objects = Objects(bucket, chunk_size=1024)
+        store, digest, before = await stored(objects)
+        for token in ("short", "*"):
+            await connection.publish(bucket.layout.chunks(token), b"garbage")
+        await until(objects, before + 2)
+        one = Collector(objects, expiry=timedelta(0), interval=60)
+        for _ in range(3):
+            with suppress(NotAllowedError):
+                await one.collect()
+        assert await left(objects) == before + (2 if stays else 1)
+        await check(store, digest)
