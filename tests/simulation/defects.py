@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
@@ -10,8 +10,9 @@ from unittest import mock
 
 from natsblob.broker.message import Message
 from natsblob.broker.publish import PublishWindow
+from natsblob.chunking import Seen
 from natsblob.maintenance.collect import Collector
-from natsblob.objectstore import objects, proof
+from natsblob.objectstore import objects, proof, staging
 from natsblob.objectstore.info import Entry
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.reader import ChunkSource
@@ -56,6 +57,13 @@ def _no_renewal() -> AbstractContextManager[object]:
         return True
 
     return mock.patch.object(proof, "is_lasting", is_lasting)
+
+
+def _taps_are_believed() -> AbstractContextManager[object]:
+    async def believed(_: object, __: object, ___: object, seen: Seen, first: int) -> Sequence[int]:
+        return range(first, first + seen.chunks)
+
+    return mock.patch.object(staging, "places_as_seen", believed)
 
 
 def _abort_without_decision() -> AbstractContextManager[object]:
@@ -142,6 +150,7 @@ DEFECTS: Final[dict[str, tuple[Plant, Faults]]] = {
     "damaged leader is believed": (_damaged_leader_is_believed, Faults(rot=1.0)),
     "collection believes a damaged leader": (_collection_believes_a_damaged_leader, Faults(rot=1.0)),
     "what expires is not renewed": (_no_renewal, Faults(max_age=4 * 3600.0, idles=0.5)),
+    "taps are believed": (_taps_are_believed, Faults(reordered=0.9)),
     "abort without decision": (_abort_without_decision, Faults(late=0.2, duplicated=0.2)),
     "commit without decision": (_commit_without_decision, Faults(late=0.2, duplicated=0.2)),
     "delete markers keep chunks": (_markers_keep_chunks, Faults(lost=0.3, cancels=0.6)),
