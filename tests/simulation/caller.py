@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Final, TypeVar
 
+import msgspec
+
+from natsblob import wire
 from natsblob.broker.connection import Connection
 from natsblob.broker.publish import Place, PublishWindow
 from natsblob.client.client import Client
@@ -19,9 +22,9 @@ from natsblob.errors import (
     NoRespondersError,
     UploadExpiredError,
 )
-from natsblob.wire import CommitRequest, Opened, marks_of
+from natsblob.wire import STATUS, CommitRequest, Opened, marks_of
 from tests.simulation.faults import Faults
-from tests.simulation.history import CLIENT, REQUEST_TIMEOUT, Call, History, Verb
+from tests.simulation.history import CLIENT, HOSTILE, REQUEST_TIMEOUT, Call, History, Verb
 from tests.simulation.stream import ViolationError
 from tests.simulation.worker import CHUNK, Worker
 
@@ -32,6 +35,21 @@ _VERBS: Final = {"put": 3, "stage": 3, "get": 2, "has": 1, "hold": 1, "delete": 
 """What callers do, and how often."""
 _GONE: Final = (NoRespondersError, UploadExpiredError)
 """What a caller hears that sends chunks to a worker which does not know them, or is gone."""
+_ODD: Final[list[dict[str, str]]] = [
+    {"Nats-Service-Error-Code": "404"},
+    {"Nats-Service-Error-Code": "503", "Nats-Service-Error": "no"},
+    {STATUS: "204"},
+    {STATUS: "404"},
+    {"Nats-Subject": "$O.other.C.x", "Nats-Sequence": "1"},
+    {"Nats-Msg-Size": "7"},
+    {"Blob-Part": "0/9"},
+    {"X-Any": "thing"},
+    {wire.CHUNK: "1"},
+    {wire.CHUNK: "01"},
+    {wire.SUM: "crc32=00000000"},
+    {wire.MESSAGE_ID: "another"},
+]
+"""Headers of a chunk beside those that it is to have, or instead of them."""
 _COMMITS: Final = 4
 """Times that a caller asks for a commit until it has heard what became of it."""
 
@@ -57,6 +75,7 @@ class Caller:
         history: History,
         *,
         deletes: bool,
+        accomplice: Connection | None = None,
     ) -> None:
         self.name = name
         self._random = random
@@ -66,6 +85,7 @@ class Caller:
         self._blobs = blobs
         self._history = history
         self._deletes = deletes
+        self._accomplice = accomplice or connection
         self._client = Client(connection, prefix="blob", timeout=REQUEST_TIMEOUT)
         self._clients = 0.5
         """How often it is an application, which has the SDK, and not a request that is a call."""
@@ -74,6 +94,9 @@ class Caller:
         for _ in range(calls):
             await asyncio.sleep(self._random.choice((0.0, 0.01, 1.0, 20.0)) * self._random.random())
             await self._idle()
+            if self._random.random() < self._faults.hostile:
+                await self._hostile(self._random.choice(self._blobs))
+                continue
             [verb] = self._random.choices(list(_VERBS), list(_VERBS.values()))
             await self.do(
                 "get" if verb == "delete" and not self._deletes else verb, self._random.choice(self._blobs)
@@ -223,6 +246,43 @@ class Caller:
         except UnfinishedError as error:
             call.error = error
         call.ended = min(call.ended, asyncio.get_running_loop().time())
+
+    async def _hostile(self, blob: Blob) -> None:
+        """An upload by a publisher who may write chunks, or by two of them, and who does it oddly."""
+        random = self._random
+        call = self._begin("put", blob, HOSTILE)
+        try:
+            opened = await self._ask(lambda worker: worker.uploads.open(relayed=False))
+            stage = opened.chunk_subject.rpartition(".")[2]
+            chunks = [blob.data[start : start + CHUNK] for start in range(0, len(blob.data), CHUNK)]
+            order = [index for index in range(len(chunks)) for _ in range(1 + (random.random() < 0.1))]
+            if random.random() < 0.3:
+                random.shuffle(order)
+            seqs = await asyncio.gather(*(self._odd(stage, opened, index, chunks[index]) for index in order))
+            placed = dict(zip(order, seqs, strict=True))
+            marks = marks_of([placed[index] for index in range(len(chunks))]) if all(seqs) else None
+            digest = blob.digest if random.random() < 0.7 else None
+            await self._commit(CommitRequest(opened.upload, len(blob.data), len(chunks), digest, marks))
+        except BlobError as error:
+            call.error = error
+        call.ended = asyncio.get_running_loop().time()
+
+    async def _odd(self, stage: str, opened: Opened, index: int, chunk: bytes) -> int:
+        """Publish a chunk, perhaps with other headers or bytes; where it lies, if that is told."""
+        random = self._random
+        headers = wire.chunk_headers(stage, index, chunk)
+        if random.random() < 0.3:
+            headers |= random.choice(_ODD)
+        if random.random() < 0.1:
+            del headers[random.choice(sorted(headers))]
+        if random.random() < 0.05:
+            chunk = chunk[:-1]
+        connection = random.choice((self._connection, self._accomplice))
+        try:
+            ack = await connection.request(opened.chunk_subject, chunk, headers=headers, timeout=5.0)
+        except BlobError:
+            return 0
+        return int(msgspec.json.decode(ack.data or b"{}").get("seq", 0))
 
     async def _publish(self, blob: Blob, opened: Opened) -> CommitRequest:
         stage = opened.chunk_subject.rpartition(".")[2]

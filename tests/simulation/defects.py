@@ -12,9 +12,10 @@ from natsblob.broker.message import Message
 from natsblob.broker.publish import PublishWindow
 from natsblob.chunking import Seen
 from natsblob.maintenance.collect import Collector
-from natsblob.objectstore import objects, proof, staging
+from natsblob.objectstore import expiry, objects, proof, staging, survey
 from natsblob.objectstore.info import Entry
 from natsblob.objectstore.objects import Objects
+from natsblob.objectstore.proof import Proofs
 from natsblob.objectstore.reader import ChunkSource
 from natsblob.objectstore.staging import Decided, Decision, Staging
 from tests.simulation.faults import Faults
@@ -144,6 +145,24 @@ def _asking_from_the_beginning() -> AbstractContextManager[object]:
     return mock.patch.object(ChunkSource, "_start", forgetful)
 
 
+def _any_headers_are_named() -> AbstractContextManager[object]:
+    return mock.patch.object(survey, "is_canonical", return_value=True)
+
+
+def _any_blob_is_proven() -> AbstractContextManager[object]:
+    async def holds(self: Proofs, entry: Entry, **_: object) -> bool:
+        return entry.is_blob and await expiry.is_lasting(self._objects.bucket, entry)
+
+    return mock.patch.object(Proofs, "holds", holds)
+
+
+def _doubts_are_not_recorded() -> AbstractContextManager[object]:
+    async def doubt(self: Proofs, entry: Entry) -> None:
+        """Tells nobody."""
+
+    return mock.patch.object(Proofs, "doubt", doubt)
+
+
 DEFECTS: Final[dict[str, tuple[Plant, Faults]]] = {
     "metadata before chunks": (_metadata_before_chunks, Faults(late=0.08, reordered=0.4)),
     "missing is not confirmed": (_missing_is_not_confirmed, Faults(lag=20.0)),
@@ -159,6 +178,9 @@ DEFECTS: Final[dict[str, tuple[Plant, Faults]]] = {
     "window without bound": (_window_without_bound, Faults(late=0.1)),
     "frames by arrival": (_frames_by_arrival, Faults(reordered=0.4, duplicated=0.2)),
     "drop on unknown outcome": (_drop_on_unknown_outcome, Faults(cancels=0.6)),
+    "any headers are named": (_any_headers_are_named, Faults(hostile=0.6)),
+    "any blob is proven": (_any_blob_is_proven, Faults(damage=True)),
+    "doubts are not recorded": (_doubts_are_not_recorded, Faults(damage=True)),
     "chunks in any order": (_chunks_in_any_order, Faults(refused=0.15)),
 }
 """Each with faults under which it shows soon."""

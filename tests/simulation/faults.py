@@ -41,12 +41,21 @@ class Faults:
     """How long the bucket keeps what is written, if not for ever. No fault, but the same questions."""
     rot: float = 0.0
     """How much of what is visible one copy, the leader's or another, loses unnoticed."""
+    hostile: float = 0.0
+    """How often a caller is a publisher with odd headers, or two of them for one stage."""
+    closed: int = 0
+    """Times that a worker's connection to the storage is away for long, until another one is made."""
+    remade: int = 0
+    """Times that somebody deletes the stream and makes it anew, under running workers."""
+    damage: bool = False
+    """Whether a chunk rots on all copies in the end: that is noticed by who reads it, and healed by a put."""
 
     @property
     def are_harmless(self) -> bool:
         """Whether every call has to succeed in spite of them, and at once."""
         disturbing = (self.lost, self.late, self.refused, self.undecided, self.lag, self.cancels, self.rot)
-        return not any(disturbing) and not any((self.outages, self.cuts, self.full, self.crashes))
+        rare = (self.outages, self.cuts, self.full, self.crashes, self.closed, self.remade)
+        return not any(disturbing) and not any(rare)
 
     @classmethod
     def drawn(cls, random: Random) -> Faults:
@@ -72,7 +81,14 @@ class Faults:
             undecided=maybe(0.5),
             slow=maybe(0.5),
             rot=random.choice((0.0, 0.0, 0.0, 0.3, 1.0)),
+            hostile=maybe(0.6),
+            closed=random.choice((0, 0, 0, 0, 1, 2)),
+            damage=random.random() < 0.3,
         )
+        if (
+            not faults.rot and random.random() < 0.1
+        ):  # what one copy lost would be looked for in another stream
+            faults.remade = random.choice((1, 2))
         if not faults.clock_step and random.random() < 0.15:  # a step would have everything expire
             faults.max_age = 4 * 3600.0
         return faults

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from natsblob.errors import (
+    BadRequestError,
     BlobError,
     BlobNotFoundError,
     BusyError,
     ConflictError,
     DeadlineError,
+    DigestMismatchError,
     InsufficientStorageError,
     UnavailableError,
     UploadExpiredError,
@@ -24,6 +26,8 @@ REQUEST_TIMEOUT: Final = 60.0
 _CLEANUP: Final = 16.0
 """Seconds that cleanups may take after that: three in a row, each with its own bound."""
 
+HOSTILE: Final = "hostile"
+"""A publisher of chunks that keeps to nothing: it may be refused, but what it is told is true as well."""
 CLIENT: Final = "client"
 """How a call was made that went through the SDK: its requests are repeated, and may arrive late."""
 _TRANSFER: Final = 900.0
@@ -78,6 +82,8 @@ class History:
 
     calls: list[Call] = field(default_factory=list)
     events: list[tuple[float, str]] = field(default_factory=list)
+    remade: list[float] = field(default_factory=list)
+    """When somebody made the stream anew."""
     lease: float = math.inf
     """Seconds for which an acknowledged blob is to stay at least."""
 
@@ -92,7 +98,8 @@ class History:
         for call in self.calls:
             self._check_outcome(call)
             is_unexplained = isinstance(call.error, _PASSING) and not self._met_delete(call)
-            if all_succeed and call.verb != "collect" and is_unexplained:
+            is_passing_by = call.verb == "collect" or call.how == HOSTILE
+            if all_succeed and not is_passing_by and is_unexplained:
                 raise ViolationError(f"a call failed although nothing stood in its way:\n{call}")
             if call.verb in ("get", "has") and call.found is False:
                 self._check_missing(call)
@@ -102,6 +109,8 @@ class History:
         puts = (call for call in self.calls if call.verb == "put" and call.blob == blob)
         deletes = [call for call in self.calls if call.verb == "delete" and call.blob == blob]
         for put in puts:
+            if any(put.began < at for at in self.remade):
+                continue
             undone = any(undo.began < until and undo.may_act_until > put.began for undo in deletes)
             lasts = put.ended + self.lease > until
             if put.is_acknowledged and put.ended < since and lasts and not undone:
@@ -128,7 +137,14 @@ class History:
             raise ViolationError(f"a call was not answered:\n{call}")
         is_transfer = call.how == CLIENT and call.verb in ("put", "get")
         allowed = _TRANSFER if is_transfer else REQUEST_TIMEOUT + _CLEANUP
-        if call.how != "staged" and call.ended - call.began > allowed:
+        if call.how not in ("staged", HOSTILE) and call.ended - call.began > allowed:
             raise ViolationError(f"a call was answered after its deadline:\n{call}")
-        if isinstance(call.error, BlobError) and not isinstance(call.error, _HARMLESS[call.verb]):
+        refusals: tuple[type[BlobError], ...] = ()
+        if call.how == HOSTILE:
+            refusals = (BadRequestError, DigestMismatchError)
+        elif self.remade and call.verb == "put":
+            refusals = (DigestMismatchError,)  # chunks that were stored are gone
+        if isinstance(call.error, BlobError) and not isinstance(
+            call.error, (*_HARMLESS[call.verb], *refusals)
+        ):
             raise ViolationError(f"a call failed in a way that nothing explains:\n{call}") from call.error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from itertools import count
 from random import Random
@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from natsblob.broker.connection import Connection
 from natsblob.digest import Digest
+from natsblob.errors import BlobCorruptError
 from natsblob.objectstore.info import Layout
 from tests.simulation.caller import Blob, Caller
 from tests.simulation.clock import StuckError, VirtualLoop, deterministic
@@ -77,6 +78,10 @@ def run(seed: int, faults: Faults | None = None) -> Outcome:
     return Outcome(seed, schedule.faults, schedule.history, found[0] if found else violation, loop.time())
 
 
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
 def _end(loop: VirtualLoop) -> None:
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
@@ -114,12 +119,16 @@ class Schedule:
         for number in range(2):
             crash_at = random.randint(1, 60) if number < faults.crashes else None
             self._workers.append(await Worker.start(self._network, crash_at=crash_at))
+        accomplice = (await self._network.connect())[0] if faults.hostile else None
         callers = [
-            self._caller(f"caller {number}", faults, (await self._network.connect())[0])
+            self._caller(f"caller {number}", faults, (await self._network.connect())[0], accomplice)
             for number in range(random.choice((1, 2, 3)))
         ]
         trouble = [asyncio.create_task(fault) for fault in self._trouble()]
         await asyncio.gather(*(caller.run(random.randint(2, 4)) for caller in callers))
+        for _ in range(faults.remade):
+            await self._remake(callers)
+            await asyncio.gather(*(caller.run(random.randint(2, 4)) for caller in callers))
         if faults.rot:
             await asyncio.sleep(_WRITTEN)
             self._rot()
@@ -134,7 +143,9 @@ class Schedule:
         if found:
             raise ViolationError(found[0])
 
-    def _caller(self, name: str, faults: Faults, connection: Connection) -> Caller:
+    def _caller(
+        self, name: str, faults: Faults, connection: Connection, accomplice: Connection | None = None
+    ) -> Caller:
         return Caller(
             name,
             self._random,
@@ -144,6 +155,7 @@ class Schedule:
             self._blobs,
             self.history,
             deletes=self._deletes,
+            accomplice=accomplice,
         )
 
     def _trouble(self) -> list[Coroutine[Any, Any, None]]:
@@ -153,7 +165,8 @@ class Schedule:
         ]
         periods += [self._period("no leader", self._lose_leader, self._elect) for _ in range(faults.outages)]
         periods += [self._period("full", self._fill, self._empty) for _ in range(faults.full)]
-        periods += [self._cut() for _ in range(faults.cuts)]
+        periods += [self._cut(most=5.0) for _ in range(faults.cuts)]
+        periods += [self._cut(most=90.0) for _ in range(faults.closed)]
         if faults.lag:
             periods.append(self._lag())
         if faults.clock_step:
@@ -191,16 +204,26 @@ class Schedule:
     def _empty(self) -> None:
         self._stream.limit = None
 
-    async def _cut(self) -> None:
+    async def _cut(self, *, most: float) -> None:
+        """A worker has no storage for up to so many seconds."""
         await asyncio.sleep(self._random.choice((0.1, 3.0, 30.0)) * self._random.random())
         worker = self._random.choice(self._workers)
         self._note("a connection is lost")
         worker.client.is_connected = False
         worker.connection.interrupted()
-        await asyncio.sleep(5.0 * self._random.random())
+        await asyncio.sleep(most * self._random.random())
         worker.client.is_connected = True
         worker.connection.epoch += 1
+        worker.connection.restored()
         self._note("it is back")
+
+    async def _remake(self, callers: list[Caller]) -> None:
+        """Delete the stream when nothing is written, and make it anew; what was in it has just been read."""
+        await asyncio.sleep(_WRITTEN)
+        await asyncio.gather(*(caller.do("get", blob) for caller in callers for blob in self._blobs))
+        self._stream.remake()
+        self.history.remade.append(asyncio.get_running_loop().time())
+        self._note("the stream is deleted and made anew")
 
     async def _lag(self) -> None:
         for number in count():
@@ -260,8 +283,38 @@ class Schedule:
         self._note("collected")
         self._check_orphans()
         await self._read_all(caller)
+        if self.faults.damage:
+            await self._heal_damage()
         await self._workers[0].stop()
         self.history.check(all_succeed=self.faults.are_harmless)
+
+    async def _heal_damage(self) -> None:
+        """Rot that is the same on all copies: who reads it is told, and the next put stores the bytes anew.
+
+        A blob whose bytes no worker wrote or read is found out by the put itself.
+        """
+        names = {self._stream.layout.meta(blob.digest.hex): blob for blob in self._blobs if blob.data}
+        for subject, info in list(self._stream.visible.items()):
+            if subject not in names or not info.chunks:
+                continue
+            blob, [*chunks] = names[subject], self._stream.chunks_of(info.nuid)
+            self._stream.damage(self._random.choice(chunks).seq)
+            self._note(f"a chunk of blob {blob.number} rots on all copies")
+            other = await Worker.start(self._network)
+            try:
+                async for _ in self._workers[0].store.chunks(blob.digest):
+                    pass
+                raise ViolationError(f"rotten bytes of blob {blob.number} were served")
+            except BlobCorruptError:
+                self._note("its reader was told")
+            await other.store.put(_once(blob.data))
+            try:
+                read = b"".join([chunk async for chunk in other.store.chunks(blob.digest)])
+            except BlobCorruptError:
+                read = b""
+            await other.stop()
+            if read != blob.data:
+                raise ViolationError(f"blob {blob.number} was acknowledged, and not healed")
 
     async def _read_all(self, caller: Caller) -> None:
         now = asyncio.get_running_loop().time()

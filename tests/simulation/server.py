@@ -134,6 +134,8 @@ class Server:
             "first_seq": min(leader.records, default=leader.last_seq + 1),
             "last_seq": leader.last_seq,
         }
+        if leader.records:
+            state["last_ts"] = self._stamp(leader.records[max(leader.records)].time)
         total = 0
         if pattern := body.get("subjects_filter"):
             found = {s: len(seqs) for s, seqs in sorted(leader.by_subject.items()) if matches(pattern, s)}
@@ -146,7 +148,9 @@ class Server:
             "metadata": {UPLOADS_KEY: "direct"},
             "max_bytes": self.stream.max_bytes,
         }
-        return {"ts": self._stamp(self._now()), "config": config, "state": state, "total": total}
+        created = self._stamp(float(self.stream.generation))
+        now = self._stamp(self._now())
+        return {"ts": now, "created": created, "config": config, "state": state, "total": total}
 
     def _purge(self, body: dict[str, Any]) -> object:
         now = asyncio.get_running_loop().time()

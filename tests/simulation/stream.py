@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -120,6 +120,7 @@ class Stream:
         """Bytes that may be stored, if not any number."""
         self.max_age = 0.0
         """Seconds by the server's clock for which messages are kept, or 0."""
+        self.generation = 0
         self._changes: list[_Change] = []
         self._ids: dict[str, tuple[int, float]] = {}
         self._visible: dict[str, ObjectInfo] = {}
@@ -206,6 +207,26 @@ class Stream:
         everywhere = min(self.at_replica(number, now).last_seq for number in range(len(self.replicas)))
         return [seq for seq in seqs if seq <= everywhere]
 
+    def remake(self) -> None:
+        """What happens if it is deleted and created again: nothing is left, and sequences begin anew."""
+        self.generation += 1
+        self.agreed = Copy()
+        self._changes.clear()
+        self._ids.clear()
+        self._visible = {}
+        self.repair()
+
+    def damage(self, seq: int) -> None:
+        """Have a bit of a message rot on all copies."""
+        record = self.agreed.records[seq]
+        rotten = replace(record, data=bytes([record.data[0] ^ 1]) + record.data[1:])
+        for copy in (self.agreed, *(replica.copy for replica in self.replicas)):
+            if seq in copy.records:
+                copy.records[seq] = rotten
+        self._changes = [
+            replace(change, added=rotten) if change.added is record else change for change in self._changes
+        ]
+
     def repair(self) -> None:
         """Give every replica a fresh copy."""
         for replica in self.replicas:
@@ -252,6 +273,11 @@ class Stream:
                 f"metadata of blob {info.name[:12]} became visible, but its {info.chunks} chunks read as "
                 f"{len(data)} of {info.size} bytes, or in another order"
             )
+        for index, record in enumerate(self.chunks_of(info.nuid)):
+            wanted = wire.chunk_headers(info.nuid, index, record.data)
+            # What a worker stores in one message has an id of its own.
+            if {**record.headers, wire.MESSAGE_ID: wanted[wire.MESSAGE_ID]} != wanted:
+                raise ViolationError(f"chunk {index} of {info.name[:12]} was named with {record.headers}")
 
 
 def _size(subject: str, headers: Headers, data: bytes) -> int:

@@ -122,7 +122,7 @@ class Worker:
             queue="natsblob",
             request_timeout=REQUEST_TIMEOUT,
         )
-        await lifetime.enter_async_context(service.serving((commit_at, SUBJECTS.commit)))
+        await lifetime.enter_async_context(service.serving((commit_at, SUBJECTS.commit), storage=connection))
         collector = Collector(objects, expiry=UPLOAD_EXPIRY, interval=3600)
         worker = cls(connection, client, front, store, uploads, collector, lifetime, crash_at)
         client.on_step = worker._step
