@@ -17,7 +17,7 @@ from datetime import timedelta
 from operator import itemgetter
 from typing import Final, TypeVar
 
-from natsblob.broker.census import census
+from natsblob.broker.census import Census
 from natsblob.broker.jetstream import Stored, StreamState
 from natsblob.errors import BlobError, NotAllowedError
 from natsblob.logs import get_logger
@@ -64,6 +64,7 @@ class Collector:
         self._staging = Staging(objects, expiry=expiry)
         self._grace = 2 * naming_within(expiry).total_seconds()
         self._left = Leftovers(self._layout)
+        self._census = Census(self._jetstream, self._layout.stream)
         self._interval = interval
         self._clean_up_to = -1
         """The stream's last sequence when there was nothing to collect, nor would be."""
@@ -167,7 +168,7 @@ class Collector:
         return is_tidy
 
     async def _see(self, look: Look, start: int) -> None:
-        async with aclosing(census(self._jetstream, self._layout.stream, start=start)) as messages:
+        async with aclosing(self._census.messages(start=start)) as messages:
             async for listed in messages:
                 look.see(listed)
 

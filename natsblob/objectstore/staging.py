@@ -221,7 +221,7 @@ class Staging:
             return seqs if all(before < after for before, after in pairwise(seqs)) else None
         if marks is None or not marks.seqs:
             return None
-        return await places_as_seen(self._jetstream, self._layout, stage, seen, max(1, marks.seqs[0]))
+        return await places_as_seen(self._jetstream, self._layout, stage, seen)
 
     def _written(
         self, stage: str, request: CommitRequest, digest: Digest, seqs: Sequence[int], *, is_proven: bool

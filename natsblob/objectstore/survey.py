@@ -17,41 +17,40 @@ from natsblob.hashing import ConcurrentHasher
 from natsblob.objectstore.canonical import before_direct_read, before_headers_only, is_canonical
 from natsblob.objectstore.info import Layout
 
-_BETWEEN: Final = 256
-_OTHERS_EACH: Final = 16
-"""Messages of others that may lie among the chunks, and so many for each: with more, all is read back."""
 _HEADERS_AT_ONCE: Final = 1_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 async def places_as_seen(
-    jetstream: JetStream, layout: Layout, stage: str, seen: Seen, first: int
+    jetstream: JetStream, layout: Layout, stage: str, seen: Seen
 ) -> Sequence[int] | None:
-    """The stream sequence of each chunk, if from `first` on all are stored just as they passed the worker.
+    """The stream sequence of each chunk, if they are stored just as they passed the worker.
 
     `None` if that is not so, or cannot be shown: nothing is known then. One copy is read, without payloads.
+    To be called once the leader has counted as many messages as were seen: no other is read then, and servers
+    do not survive that a consumer reads the headers of just any (ADR 0014).
     """
-    subject = layout.chunks(stage)
     seqs = array("Q")
-    left = (1 + _OTHERS_EACH) * seen.chunks + _BETWEEN
     try:
         async with passage(
-            jetstream, layout.stream, start=first, batch=_HEADERS_AT_ONCE, headers_only=True
+            jetstream,
+            layout.stream,
+            start=1,
+            batch=_HEADERS_AT_ONCE,
+            subject=layout.chunks(stage),
+            headers_only=True,
         ) as copy:
-            while len(seqs) < seen.chunks <= left + len(seqs):
+            while len(seqs) < seen.chunks:
                 messages = await copy.next(seen.chunks - len(seqs))
-                left -= len(messages)
                 if not messages:
                     return None
                 for message in messages:
-                    if message.subject != subject:
-                        continue
                     if not _is_as_seen(message, stage, len(seqs), seen):
                         return None
                     seqs.append(message.seq)
     except BlobError:
         return None
-    return seqs if len(seqs) == seen.chunks else None
+    return seqs
 
 
 def _is_as_seen(message: Delivered, stage: str, index: int, seen: Seen) -> bool:

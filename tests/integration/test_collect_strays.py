@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from natsblob.broker import census as broker_census
-from natsblob.broker.census import census
+from natsblob.broker.census import Census
 from natsblob.broker.connection import Access, connect
 from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.jetstream import JetStream
@@ -230,10 +230,12 @@ async def test_a_census_has_every_message_in_order(
     monkeypatch.setattr(broker_census, "PART", part)
     await plant(objects, server.url, "C", *TOKENS, *TOKENS)
     stream = objects.bucket.layout.stream
-    found = [each.seq async for each in census(objects.bucket.jetstream, stream)]
+    found = [each.seq async for each in Census(objects.bucket.jetstream, stream).messages()]
     assert found == list(range(1, 2 * len(TOKENS) + 1))
-    assert [each.seq async for each in census(objects.bucket.jetstream, stream, start=20)] == found[19:]
-    assert [each async for each in census(objects.bucket.jetstream, stream, start=999)] == []
+    assert [each.seq async for each in Census(objects.bucket.jetstream, stream).messages(start=20)] == found[
+        19:
+    ]
+    assert [each async for each in Census(objects.bucket.jetstream, stream).messages(start=999)] == []
 
 
 async def test_a_census_is_not_stopped_by_large_headers(
@@ -247,7 +249,9 @@ async def test_a_census_is_not_stopped_by_large_headers(
     await until(objects, len(sizes))
     for most in (100_000, 1000):
         monkeypatch.setattr(broker_census, "PART_BYTES", most)
-        found = [each async for each in census(objects.bucket.jetstream, objects.bucket.layout.stream)]
+        found = [
+            each async for each in Census(objects.bucket.jetstream, objects.bucket.layout.stream).messages()
+        ]
         assert len(found) == len(sizes)
     await passes(objects)
     assert await left(objects) == 0
@@ -257,7 +261,7 @@ async def test_nothing_is_read_where_reading_removes(objects: Objects) -> None:
     jetstream, name = objects.bucket.jetstream, f"kept{uuid4().hex}"
     await jetstream.create({"name": name, "subjects": [f"{name}.>"], "retention": "interest"})
     with pytest.raises(SetupError):
-        await anext(census(jetstream, name))
+        await anext(Census(jetstream, name).messages())
     await jetstream.delete(name)
 
 

@@ -58,7 +58,8 @@ class Consumers:
         if consumer is None:
             self._network.route(packed(inbox, "", b"", {STATUS: "503"}))
             return
-        if batch > self._network.max_pending and not consumer.headers_only:
+        is_bounded = consumer.headers_only or "max_bytes" in request
+        if batch > self._network.max_pending and not is_bounded:
             raise ViolationError(f"{batch} chunks were asked for at once, without flow control")
         found = self._behind(consumer)
         most = min(batch, FIT) if "max_bytes" in request else batch
