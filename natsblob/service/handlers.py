@@ -187,7 +187,8 @@ class Handlers:
         """The bytes of a range; those of a whole blob are verified, and read once more if they are bad."""
         for _ in range(2):
             try:
-                pieces = [chunk async for chunk in self._store.chunks(digest, span.first, span.count)]
+                chunks = self._store.chunks(digest, span.first, span.count, chunk_size=info.chunk_size)
+                pieces = [chunk async for chunk in chunks]
             except UnprovenError:
                 data = await self._read_of_whole(digest, info, span)
             else:
@@ -236,7 +237,7 @@ class Handlers:
 
     async def _relay(self, request: Request, wanted: GetRequest, info: Info) -> AsyncGenerator[Reply, None]:
         with self._limits.bytes(min(wanted.count * info.chunk_size, info.size)):
-            async for index, chunk, is_proven in self._chunks(wanted):
+            async for index, chunk, is_proven in self._chunks(wanted, info.chunk_size):
                 request.noted.bytes_out += len(chunk)
                 proof = {wire.SUM: wire.chunk_sum(chunk)} if is_proven else {}
                 whole = Reply(chunk, {wire.CHUNK: str(index), **proof})
@@ -244,15 +245,16 @@ class Handlers:
                     yield frame
         yield Reply(b"", {wire.STATUS: "204 EOB"})
 
-    async def _chunks(self, wanted: GetRequest) -> AsyncIterator[tuple[int, bytes, bool]]:
+    async def _chunks(self, wanted: GetRequest, size: int) -> AsyncIterator[tuple[int, bytes, bool]]:
         """The chunks of a window by their indexes, and whether each has been compared with its sum."""
         index, stop = wanted.first, wanted.first + wanted.count
         try:
-            async for chunk in self._store.chunks(wanted.digest, index, wanted.count):
+            async for chunk in self._store.chunks(wanted.digest, index, wanted.count, chunk_size=size):
                 yield index, chunk, True
                 index += 1
         except UnprovenError:
-            async for chunk in self._store.chunks(wanted.digest, index, stop - index, verify=False):
+            rest = self._store.chunks(wanted.digest, index, stop - index, verify=False, chunk_size=size)
+            async for chunk in rest:
                 yield index, chunk, False
                 index += 1
 

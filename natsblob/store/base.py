@@ -31,11 +31,19 @@ class Statter(Protocol):
 
 class Reader(Protocol):
     def chunks(
-        self, digest: Digest, first: int = 0, count: int | None = None, *, verify: bool = True
+        self,
+        digest: Digest,
+        first: int = 0,
+        count: int | None = None,
+        *,
+        verify: bool = True,
+        chunk_size: int | None = None,
     ) -> AsyncIterator[bytes]:
         """Chunks `first` to `first + count - 1` in order; `None` means to the end.
 
-        Each is whole: `Info.chunk_size` bytes, the last one shorter. Chunks past the end are not
+        Each is whole: `Info.chunk_size` bytes, the last one shorter. A put may replace a blob by the same
+        bytes in chunks of another size: whoever has computed `first` passes the `chunk_size` that it was
+        computed with, and gets `UnavailableError` if it is another one by now. Chunks past the end are not
         an error and yield nothing. With `verify` each chunk is checked against what the store
         remembers of it: a bad one is a `BlobCorruptError`, one of which nothing is remembered an
         `UnprovenError`. The digest of the whole is the caller's to check. `BlobNotFoundError`

@@ -75,11 +75,19 @@ class JetStreamStore:
         return [digest for digest in digests if digest.hex in absent]
 
     async def chunks(
-        self, digest: Digest, first: int = 0, count: int | None = None, *, verify: bool = True
+        self,
+        digest: Digest,
+        first: int = 0,
+        count: int | None = None,
+        *,
+        verify: bool = True,
+        chunk_size: int | None = None,
     ) -> AsyncIterator[bytes]:
         entry = await self._find(digest)
         done = 0
         for _ in range(_READINGS):
+            if chunk_size not in (None, entry.info.chunk_size):
+                raise UnavailableError("the blob was replaced while it was looked up; a repeat is safe")
             left = None if count is None else count - done
             try:
                 doubt = partial(self._proofs.doubt, entry)

@@ -50,6 +50,7 @@ class MemoryStore:
         count: int | None = None,
         *,
         verify: bool = True,  # noqa: ARG002 - nothing can rot between put and get
+        chunk_size: int | None = None,  # noqa: ARG002 - it never changes
     ) -> AsyncIterator[bytes]:
         data = self._blob(digest).data
         total = chunking.count(len(data), self._chunk_size)

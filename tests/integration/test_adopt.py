@@ -23,7 +23,9 @@ from natsblob.maintenance.verify import verify
 from natsblob.objectstore.bucket import Bucket, BucketConfig
 from natsblob.objectstore.info import new_nuid
 from natsblob.objectstore.objects import Objects
+from natsblob.store.jetstream import JetStreamStore
 from natsblob.testing.payloads import cut, pattern
+from natsblob.wire import Info
 from tests.integration.raw import CHUNK, Raw, Wire, service
 
 ABSENT: Any = object()
@@ -408,3 +410,26 @@ async def test_a_link_shows_size_and_digest_to_other_clients(raw: Raw, objects: 
     info = await theirs.get_info(digest.hex)
     assert (info.size, info.digest, info.chunks) == (3 * CHUNK + 5, digest.adr20(), 4)
     assert digest.hex in {one.name for one in await theirs.list()}
+
+
+async def test_a_range_is_right_while_a_put_replaces_a_link_by_chunks_of_another_size(
+    raw: Raw, objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index that was reckoned with the chunks of before would lead to other bytes."""
+    data = pattern(4 * CHUNK)
+    await put_object(raw, "small chunks", pieces(data, CHUNK // 2))
+    assert await outcomes(objects) == {"small chunks": "adopted"}
+    look = JetStreamStore.stat
+
+    async def replaced_meanwhile(store: JetStreamStore, digest: Digest) -> Info:
+        info = await look(store, digest)
+        await raw.put(data)
+        return info
+
+    wanted = {"digest": Digest.of(data).hex, "offset": CHUNK // 2, "length": CHUNK // 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(JetStreamStore, "stat", replaced_meanwhile)
+        refused = await raw.ask("get", wanted)
+    assert refused.code == 503, "bytes of another place"
+    assert refused.error["retryable"]
+    assert (await raw.ask("get", wanted)).data == data[CHUNK // 2 : CHUNK]

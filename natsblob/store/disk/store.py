@@ -92,7 +92,13 @@ class DiskStore:
         return await self._run(self._missing, digests)
 
     async def chunks(
-        self, digest: Digest, first: int = 0, count: int | None = None, *, verify: bool = True
+        self,
+        digest: Digest,
+        first: int = 0,
+        count: int | None = None,
+        *,
+        verify: bool = True,
+        chunk_size: int | None = None,  # noqa: ARG002 - it never changes
     ) -> AsyncIterator[bytes]:
         whole = await self._run(read_small, self._volume, digest, self.chunk_size, verify)
         if whole is not None:
