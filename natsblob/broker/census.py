@@ -210,5 +210,5 @@ def _delivered(message: Message) -> tuple[int, int, Listed]:
 
 
 def _is_harmful(block: bytes) -> bool:
-    """Whether this header block ends a server that delivers it without the payload (2.11.0 to 2.15.1)."""
+    """Whether this header block ends a server that delivers it without the payload (2.11.11 to 2.15.1)."""
     return len(block) == 1
