@@ -24,7 +24,7 @@ from natsblob.logs import get_logger
 from natsblob.objectstore.expiry import is_lasting
 from natsblob.objectstore.info import Entry
 from natsblob.objectstore.objects import Objects
-from natsblob.objectstore.turns import Turns
+from natsblob.objectstore.turns import Asker, Turns, asker, on_behalf_of
 from natsblob.wire import NOT_DECODED
 
 T = TypeVar("T")
@@ -123,15 +123,19 @@ class Proofs:
         key = (entry.info.name, entry.seq)
         task = self._reading.get(key)
         if task is None:
-            task = self._reading[key] = asyncio.create_task(self._prove(entry, last_record))
-            task.add_done_callback(lambda _: self._reading.pop(key, None))
+            with on_behalf_of(Asker()):  # it may outlast the request that it is begun for
+                task = self._reading[key] = asyncio.create_task(self._prove(entry, last_record))
         self._waiting[key] = self._waiting.get(key, 0) + 1
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
             done, _ = await asyncio.wait({task}, timeout=within)
+            asker().allow(loop.time() - began)
         finally:
             self._waiting[key] -= 1
             if not self._waiting[key]:
                 del self._waiting[key]
+                del self._reading[key]
                 task.cancel()
         return bool(done) and not task.cancelled() and task.result()
 

@@ -52,6 +52,11 @@ def on_behalf_of(asker: Asker) -> Iterator[None]:
         _asker.reset(token)
 
 
+def asker() -> Asker:
+    """Whom this task reads for."""
+    return _asker.get()
+
+
 class _Reader:
     """One upload that is read back."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator
@@ -13,6 +14,8 @@ import pytest
 import natsblob
 from natsblob.broker.embedded import EmbeddedServer
 from natsblob.errors import BlobCorruptError, BlobNotFoundError
+from natsblob.objectstore.info import Entry
+from natsblob.objectstore.proof import Proofs
 from natsblob.testing.payloads import pattern
 from tests.integration.raw import CHUNK, Raw, Upload, pieces, service
 
@@ -177,3 +180,18 @@ async def test_the_commit_of_an_upload_whose_blob_was_found_bad_has_to_begin_aga
         assert (await blobs.put(LARGE)).created
         assert await blobs.get(digest(LARGE)) == LARGE
     assert (await upload.commit()).json["created"] is False
+
+
+async def test_many_who_put_the_same_read_it_once(raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
+    readings: list[str] = []
+    original = Proofs._reads_well
+
+    async def noted(self: Proofs, entry: Entry) -> bool:
+        readings.append(entry.info.name)
+        return await original(self, entry)
+
+    monkeypatch.setattr(Proofs, "_reads_well", noted)
+    await tapped(raw, LARGE)
+    asked = [raw.ask("put.open", {"digest": digest(LARGE)}) for _ in range(20)]
+    assert not any(answer.json["created"] for answer in await asyncio.gather(*asked))
+    assert 1 <= len(readings) <= 2  # once in each worker at most
