@@ -260,7 +260,6 @@ async def _uploads(
         chunk_subject=backend.store.chunk_subject,
         beneath=at.relay,
         metadata=Layout(settings.bucket).all_meta,
-        chunk_size=backend.store.chunk_size,
         window=backend.window,
         admit=backend.store.reserve.take,
     )

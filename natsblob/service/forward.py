@@ -12,6 +12,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -54,7 +55,7 @@ _LAST_ANSWERS: Final = 5.0
 """Seconds that a stopping worker waits for the answers to chunks that it has published."""
 
 
-async def admitted(_: int) -> None:
+async def admit_all(_: int) -> None:
     """There is always room."""
 
 
@@ -81,9 +82,8 @@ class Forwarder:
         chunk_subject: Callable[[str], str],
         beneath: str,
         metadata: str,
-        chunk_size: int,
         window: int,
-        admit: Callable[[int], Awaitable[None]] = admitted,
+        admit: Callable[[int], Awaitable[None]] = admit_all,
     ) -> None:
         self._metadata = metadata
         self._front = front
@@ -92,7 +92,6 @@ class Forwarder:
         self._replies = replies
         self._chunk_subject = chunk_subject
         self._beneath = beneath
-        self.chunk_size = chunk_size
         self._window = window
         self._known: OrderedDict[str, Forwarded] = OrderedDict()
         self._active: set[Forwarded] = set()
@@ -129,7 +128,7 @@ class Forwarder:
         if upload is None:
             if len(self._known) >= MAX_KNOWN:
                 self.forget(self._most_idle())
-            share = MAX_HELD // self.chunk_size // (len(self._active) + 1)
+            share = MAX_HELD // chunk_size // (len(self._active) + 1)
             window = max(1, min(self._window, share))
             upload = Forwarded(stage, is_whole=is_whole, chunk_size=chunk_size, window=window)
             self._known[stage] = upload
@@ -221,8 +220,8 @@ class Forwarder:
 
     def _chunk(self, message: Message) -> Chunk:
         index, data, headers = wire.chunk_index(message.headers), message.data, message.headers
-        if index is None or MALFORMED in headers or not 0 < len(data) <= self.chunk_size:
-            raise BadRequestError(f"a chunk without an index, empty, or over {self.chunk_size} bytes")
+        if index is None or MALFORMED in headers or not data:
+            raise BadRequestError("a chunk without an index, empty, or with a malformed header")
         crc = wire.crc32(data)
         if headers.get(wire.SUM) not in (None, wire.sum_header(crc)):
             raise BadRequestError(f"chunk {index} is not what its {wire.SUM} says")
@@ -231,7 +230,9 @@ class Forwarder:
     def _wait(self, upload: Forwarded, chunk: Chunk) -> None:
         """Keep a chunk until those before it have come."""
         before = upload.early.get(chunk.index)
-        if before is None and not self._early.hold(len(chunk.data)):
+        if before is not None:
+            chunk = replace(before, reply=chunk.reply, since=chunk.since)
+        elif not self._early.hold(len(chunk.data)):
             self._sweep(chunk.since)
             raise busy()
         upload.early[chunk.index] = chunk
@@ -282,12 +283,15 @@ class Forwarder:
         upload.flying[chunk.index] = Flight(chunk.crc, chunk.reply, len(chunk.data), chunk.since)
         upload.queue.append((chunk, is_next))
         if upload.pump is None:
-            upload.pump = asyncio.create_task(self._publish_all(upload))
-            upload.pump.add_done_callback(lambda done: self._pumped(upload, done))
+            self._start_pump(upload)
+
+    def _start_pump(self, upload: Forwarded) -> None:
+        upload.pump = asyncio.create_task(self._publish_all(upload))
+        upload.pump.add_done_callback(lambda done: self._pumped(upload, done))
 
     def _make_room(self, upload: Forwarded, chunk: Chunk) -> None:
         size = len(chunk.data)
-        share = max(self.chunk_size, MAX_HELD // len(self._active | {upload}))
+        share = max(upload.chunk_size, MAX_HELD // len(self._active | {upload}))
         is_within = len(upload.flying) < upload.window and upload.held + size <= share
         if not is_within or not self._budget.hold(size):
             self._sweep(chunk.since)
@@ -348,9 +352,8 @@ class Forwarder:
         if not task.cancelled() and (defect := task.exception()) is not None:
             log.error("relay.failed", exc_info=defect)
             self.forget(upload.stage)
-        elif upload.queue and upload.stage in self._known:
-            upload.pump = asyncio.create_task(self._publish_all(upload))
-            upload.pump.add_done_callback(lambda done: self._pumped(upload, done))
+        elif upload.queue and self._known.get(upload.stage) is upload:
+            self._start_pump(upload)
 
     def _on_ack(self, message: Message) -> None:
         stage, _, number = message.subject.removeprefix(f"{self._acks}.").partition(".")

@@ -60,7 +60,7 @@ class Forwarded:
         self.stage = stage
         self.window = window
         self.is_whole = is_whole
-        self._chunk_size = chunk_size
+        self.chunk_size = chunk_size
         self._is_sure = is_whole
         self._size = 0
         self._sums = array("I")
@@ -93,13 +93,13 @@ class Forwarded:
         known = flight.crc if flight else early.crc if early else self._sum(chunk.index)
         if known is not None and known != chunk.crc:
             raise BadRequestError(f"two different contents were published for chunk {chunk.index}")
-        if len(chunk.data) > self._chunk_size:
-            raise BadRequestError(f"chunk {chunk.index} has more than {self._chunk_size} bytes")
+        if len(chunk.data) > self.chunk_size:
+            raise BadRequestError(f"chunk {chunk.index} has more than {self.chunk_size} bytes")
         if self.is_whole and chunk.index >= self.taken + FAR:
             raise BadRequestError(f"chunk {chunk.index} lies far beyond the window")
         if self.is_whole and chunk.index >= self.taken + self.window:
             raise busy()
-        if self.is_next(chunk.index) and self._size != chunk.index * self._chunk_size:
+        if self.is_next(chunk.index) and self._size != chunk.index * self.chunk_size:
             raise BadRequestError("a chunk that is not the last one is short")
 
     def is_next(self, index: int) -> bool:
@@ -138,7 +138,7 @@ class Forwarded:
         """What went through here, if that is all `chunks` chunks of the upload, each stored in its turn."""
         if not self._is_sure or self.taken != chunks or chunks == 0 or self.flying or not all(self._seqs):
             return None
-        size = min(self._chunk_size, self._size)
+        size = min(self.chunk_size, self._size)
         return Seen(await self.hasher.digest(), self._size, chunks, size, self._sums, self._seqs)
 
     def _sum(self, index: int) -> int | None:

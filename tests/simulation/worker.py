@@ -97,7 +97,6 @@ class Worker:
             chunk_subject=store.chunk_subject,
             beneath=SUBJECTS.relay(name),
             metadata=bucket.layout.all_meta,
-            chunk_size=CHUNK,
             window=WINDOW,
         )
         await lifetime.enter_async_context(forwarder.taking())

@@ -114,7 +114,6 @@ class Lab:
             chunk_subject=lambda stage: f"chunks.{stage}",
             beneath="relay",
             metadata="named",
-            chunk_size=CHUNK,
             window=4,
         )
 
@@ -253,6 +252,43 @@ async def test_chunks_that_wait_for_one_that_does_not_come_go_on(
     lab.stream.chunk(0, of(0), "r0")
     assert (await lab.answers.to("r0"))["seq"] == 12
     assert await lab.seen(3) is None
+
+
+async def test_a_chunk_that_waits_is_not_exchanged_for_a_larger_one_with_its_sum(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its room was taken by the size of the first one, and would be given back by that of the other."""
+    monkeypatch.setattr(forward, "IN_ORDER_WITHIN", 0.01)
+    small, large = b"1", b"abcdo\x14S\x80"
+    assert wire.crc32(small) == wire.crc32(large)
+    lab.stream.chunk(1, small, "small")
+    lab.stream.chunk(1, large, "large")
+    assert (await lab.answers.to("large"))["seq"] == 10
+    assert lab.stream.published == [(1, small)]
+    assert lab.forwarder._early.held == 0
+
+
+async def test_chunks_may_grow_while_a_worker_runs(lab: Lab) -> None:
+    """As they do when the server's max_payload was raised."""
+    large = bytes(4 * CHUNK)
+    lab.forwarder.forget(STAGE)
+    lab.forwarder.begin(STAGE, is_whole=True, chunk_size=len(large))
+    lab.stream.chunk(0, large, "r0")
+    assert (await lab.answers.to("r0"))["seq"] == 10
+    lab.stream.chunk(1, large + b"1", "r1")
+    assert (await lab.answers.to("r1"))["error"]["name"] == "bad_request"
+
+
+async def test_an_upload_that_was_forgotten_publishes_no_more_if_it_is_opened_again(lab: Lab) -> None:
+    for index in range(3):
+        lab.stream.chunk(index, of(index), f"r{index}")
+    await lab.stream.times(1)
+    lab.forwarder.forget(STAGE)
+    lab.forwarder.begin(STAGE, is_whole=False, chunk_size=CHUNK)
+    published = len(lab.stream.published)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(lab.stream.published) == published
 
 
 @pytest.mark.parametrize("metadata", [b"", b"[", b"\xff", b'{"nuid":1}', b'{"nuid":"another"}'])
