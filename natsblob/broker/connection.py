@@ -107,8 +107,8 @@ class Connection(AbstractAsyncContextManager["Connection"]):
         self._waiting: dict[str, Handler] = {}
         self._next_token = 0
         self._asking: dict[asyncio.Future[Message], str] = {}
-        self._refused: dict[str, NotAllowedError | None] = {}
-        """Subjects that are being subscribed to, and what the server has against it."""
+        self._subscribing: dict[asyncio.Future[NotAllowedError], str] = {}
+        """Who waits for a subscription to be taken, or for what the server has against its subject."""
         self._renewals: dict[str, asyncio.Task[None]] = {}
         self._complaints = 0
         self._publishing: dict[str, Callable[[NotAllowedError], None]] = {}
@@ -242,13 +242,14 @@ class Connection(AbstractAsyncContextManager["Connection"]):
     async def _confirmed(self, subject: str) -> None:
         """Returns when the server has taken the subscription, and raises what it has against it."""
         complaints = self._complaints
-        self._refused[subject.lower()] = None
+        refusal: asyncio.Future[NotAllowedError] = asyncio.get_running_loop().create_future()
+        self._subscribing[refusal] = subject.lower()
         try:
             await self.flush()
-            if (refusal := self._refused[subject.lower()]) is not None:
-                raise refusal
         finally:
-            del self._refused[subject.lower()]
+            del self._subscribing[refusal]
+        if refusal.done():
+            raise refusal.result()
         if self._complaints != complaints:
             raise UnavailableError(f"the server takes no more subscriptions: {self.trouble}")
 
@@ -263,9 +264,11 @@ class Connection(AbstractAsyncContextManager["Connection"]):
         named = _QUOTED.search(error.message)
         subject = named.group(1) if named else ""
         if "subscription" in error.message:
-            if subject in self._refused:
-                self._refused[subject] = error
-            elif subject not in self._renewals and self._client.subscribes(subject):
+            waiting = [one for one, asked in self._subscribing.items() if asked == subject]
+            for one in waiting:
+                if not one.done():
+                    one.set_result(error)
+            if not waiting and subject not in self._renewals and self._client.subscribes(subject):
                 self._renewals[subject] = asyncio.create_task(self._subscribe_again(subject))
         elif (publishing := self._publishing.get(subject)) is not None:
             publishing(error)

@@ -430,6 +430,12 @@ async def test_more_subscriptions_than_an_account_may_have_are_refused() -> None
         await connection.flush()
 
 
+async def test_two_may_subscribe_to_one_subject_at_a_time(server: EmbeddedServer) -> None:
+    async with await connect(Access((server.url,))) as connection, AsyncExitStack() as stack:
+        both = [connection.subscribe("twice", lambda _: None) for _ in range(2)]
+        await asyncio.gather(*(stack.enter_async_context(one) for one in both))
+
+
 async def test_an_nkey_that_was_replaced_is_read_again(tmp_path: Path) -> None:
     old, new = user_key(), user_key()
     seed = old.file(tmp_path / "user.nk")
