@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from uuid import uuid4
 
@@ -22,9 +22,11 @@ from natsblob.objectstore.info import new_nuid
 from natsblob.objectstore.objects import Objects
 from natsblob.store.jetstream import JetStreamStore
 from natsblob.testing.payloads import pattern, source
+from natsblob.testing.servers import temporary_cluster
 from tests.integration.raw import CHUNK, Raw, Wire, pieces, service
 
 HARMFUL = b"\x00"
+_HARMFUL_ONES = 7
 CHUNKS = pieces(pattern(3 * CHUNK + 100))
 
 
@@ -72,38 +74,77 @@ async def test_a_commit_reads_whole_what_was_not_seen_to_be_canonical(
     assert (await upload.commit()).code == 400
 
 
-@pytest.mark.parametrize("before", [0, 3])
-async def test_a_census_heals_after_a_server_has_ended(
-    fresh_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, before: int
-) -> None:
-    """Whoever keeps the servers running restarts one once: then the message is gone, and others like it."""
-    monkeypatch.setattr(census, "PART", 2)
-    ended: list[int] = []
+@asynccontextmanager
+async def kept_running(servers: Sequence[EmbeddedServer]) -> AsyncIterator[list[str]]:
+    """Start each server again that ends: their names, as they do."""
+    ended: list[str] = []
 
-    async def keep_running() -> None:
+    async def keep(server: EmbeddedServer) -> None:
         while True:
-            ended.append(await fresh_server.wait())
-            await fresh_server.start()
+            await server.wait()
+            ended.append(server.name)
+            await server.start()
 
-    async with await connect(Access((fresh_server.url,))) as connection:
-        name = uuid4().hex
+    tasks = [asyncio.create_task(keep(server)) for server in servers]
+    try:
+        yield ended
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def collected(objects: Objects) -> None:
+    """One pass that ends well: those before it fail while servers are away."""
+    collector = Collector(objects, expiry=timedelta(hours=1), interval=60)
+    for _ in range(10):
+        with suppress(UnavailableError, DeadlineError):
+            await collector.collect()
+            return
+    pytest.fail("no pass ends well")
+
+
+@asynccontextmanager
+async def planted(url: str, *, replicas: int = 1) -> AsyncIterator[tuple[Objects, Digest]]:
+    """A bucket with harmful messages among blobs, and one of these."""
+    name = uuid4().hex
+    async with await connect(Access((url,))) as connection:
         bucket = Bucket(JetStream(connection), name, prefix=f"t{name}")
-        await bucket.create(BucketConfig(name))
+        await bucket.create(BucketConfig(name, replicas=replicas))
         objects = Objects(bucket, chunk_size=1024)
         store = JetStreamStore(objects)
-        digest = (await store.put(source(pattern(before * 1024 + 1)))).digest
-        async with Wire(fresh_server.url) as wire:
-            for _ in range(7):
+        digest = (await store.put(source(pattern(3000)))).digest
+        async with Wire(url) as wire:
+            for _ in range(_HARMFUL_ONES):
                 await wire.publish(f"$O.{name}.C.{new_nuid()}", "_INBOX.nobody", HARMFUL, b"body")
                 await store.put(source(uuid4().bytes))
-        collector = Collector(objects, expiry=timedelta(hours=1), interval=60)
-        watch = asyncio.create_task(keep_running())
-        for _ in range(10):
-            with suppress(UnavailableError, DeadlineError):
-                await collector.collect()
-                break
-        watch.cancel()
+        yield objects, digest
+
+
+async def is_healed(objects: Objects, digest: Digest) -> bool:
+    """Whether nothing but the harmful messages is gone."""
+    bucket, store = objects.bucket, JetStreamStore(objects)
+    found = await bucket.jetstream.subjects(bucket.layout.stream, bucket.layout.all_chunks)
+    read = b"".join([chunk async for chunk in store.chunks(digest)])
+    return sum(found.values()) == 3 + _HARMFUL_ONES and Digest.of(read) == digest
+
+
+async def test_collection_heals_after_one_server_has_ended(
+    fresh_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(census, "PART", 2)
+    async with planted(fresh_server.url) as (objects, digest), kept_running([fresh_server]) as ended:
+        await collected(objects)
+        assert ended == [fresh_server.name]
+        assert await is_healed(objects, digest)
+
+
+async def test_collection_in_a_cluster_heals_after_one_server_has_ended() -> None:
+    async with (
+        temporary_cluster() as cluster,
+        planted(cluster.servers[0].url, replicas=3) as (objects, digest),
+        kept_running(cluster.servers) as ended,
+    ):
+        await collected(objects)
         assert len(ended) == 1
-        found = await bucket.jetstream.subjects(bucket.layout.stream, bucket.layout.all_chunks)
-        assert sum(found.values()) == before + 1 + 7
-        assert Digest.of(b"".join([chunk async for chunk in store.chunks(digest)])) == digest
+        assert await is_healed(objects, digest)
