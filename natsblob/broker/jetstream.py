@@ -44,7 +44,7 @@ PART_BYTES: Final = 4 * 1024 * 1024
 EXPECTED_LAST: Final = "Nats-Expected-Last-Subject-Sequence"
 PENDING: Final = "Nats-Num-Pending"
 BEFORE: Final = "Nats-Last-Sequence"
-"""In a message of a batch: the sequence of the one before it."""
+"""In each message of a batch, and in its end frame: the sequence of the one before."""
 UP_TO: Final = "Nats-UpTo-Sequence"
 _TIME: Final = "Nats-Time-Stamp"
 _NOT_FOUND: Final = 10037

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from natsblob.broker.jetstream import (
+    BEFORE,
     PENDING,
     ApiErrorBody,
     JetStream,
@@ -33,8 +34,6 @@ _BACK: Final = 10_000
 _TURN: Final = 4_096
 """Subjects that are handed on before anybody else on the loop has a turn."""
 _SUBJECT: Final = re.compile(rb'"((?:[^"\\]|\\.)*)":\s*(\d+)')
-_BEFORE: Final = "Nats-Last-Sequence"
-"""In each message of an answer, and in its end frame: the sequence of the one before."""
 
 
 class _State(msgspec.Struct):
@@ -116,7 +115,7 @@ async def _part(jetstream: JetStream, stream: str, pattern: str, start: int) -> 
         return [], 0
     before = "0"
     for headers in (*(stored.headers for stored in messages), end.headers):
-        if headers.get(_BEFORE) != before:
+        if headers.get(BEFORE) != before:
             raise UnavailableError("some of a replica's answer got lost")
         before = headers.get(SEQUENCE, "")
     return messages, int(end.headers.get(PENDING, "0"))

@@ -254,11 +254,6 @@ class Layout:
         nuid = subject.removeprefix(f"$O.{self.bucket}.C.")
         return None if "." in nuid else nuid
 
-    def decided_of(self, subject: str) -> str | None:
-        """The object that a decision subject is about, or `None` where it is none."""
-        nuid, _, kind = subject.removeprefix(f"$O.{self.bucket}.C.").partition(".")
-        return nuid if kind == "decision" else None
-
     @property
     def all_chunks(self) -> str:
         return f"$O.{self.bucket}.C.>"

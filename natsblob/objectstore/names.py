@@ -8,7 +8,6 @@ So that is done for a range of many pages at once, and the last few ranges are k
 from __future__ import annotations
 
 import asyncio
-import re
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ from typing import Final, overload
 from natsblob.broker.jetstream import StreamState
 from natsblob.broker.scan import Subjects
 from natsblob.objectstore.generation import Evidence, Witnesses
+from natsblob.objectstore.info import is_address
 from natsblob.objectstore.objects import Objects, believe
 
 END: Final = "g"
@@ -27,7 +27,6 @@ SPAN: Final = 300_000
 """Subjects of a stream, about, whose names are in one range; half of them are metadata."""
 RANGES: Final = 2
 """Ranges that are remembered, 5 MiB each."""
-_ADDRESS: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _SPACE: Final = 16**64
 _SIZE: Final = 32
 
@@ -73,7 +72,7 @@ class _Range:
     names: _Digests = field(default_factory=_Digests)
 
     def holds(self, name: str) -> bool:
-        return self.low < name <= self.high and _ADDRESS.fullmatch(name) is not None
+        return self.low < name <= self.high and is_address(name)
 
     def tells(self, name: str, last: int) -> bool:
         """Whether the name after this one can be told, and not too much was stored since, up to `last`."""

@@ -139,25 +139,6 @@ class Objects:
             found.update((name, here[name]) for name in some if name in here and not here[name].info.deleted)
         return found
 
-    async def names(self) -> list[str]:
-        """The names of all objects and of delete markers, in ascending order.
-
-        `UnavailableError` where the leader counts fewer than another copy does, unless they may expire.
-        """
-        subjects = await self._all_meta(compare=await self.bucket.max_age() is None)
-        return sorted(name for subject in subjects if (name := self._layout.name_of(subject)) is not None)
-
-    async def _all_meta(self, *, compare: bool) -> list[str]:
-        """The subjects of all metadata. By subject: not every client encodes names alike."""
-
-        async def attempt() -> list[str]:
-            most = await self.most_metadata() if compare else 0
-            found = [each async for each in self.subjects()]
-            believe(sum(count for _, count in found), most)
-            return [subject for subject, _ in found]
-
-        return await retrying(attempt, patience=_PATIENCE)
-
     def subjects(self) -> Subjects:
         """The subjects of all metadata."""
         return Subjects(self._jetstream, self._layout.stream, self._layout.all_meta)
@@ -477,14 +458,6 @@ class Objects:
             if stored := await self._jetstream.last_at_leader(self._layout.stream, subject):
                 here[subject] = stored
         return [(subject, Entry.decode(here[subject])) for subject in subjects if subject in here]
-
-    async def list(self) -> AsyncIterator[Entry]:
-        """Every object in ascending order of name; delete markers are left out."""
-        for names in _groups(await self.names(), MAX_SUBJECTS):
-            found = await self.find_many(names)
-            for name in names:
-                if name in found:
-                    yield found[name]
 
     async def drop(self, nuid: str) -> None:
         """Purge the chunks of an object that nothing names and nothing can name any more."""

@@ -7,7 +7,6 @@ lives in one worker here; where that is lost the client begins again.
 from __future__ import annotations
 
 import asyncio
-import zlib
 from array import array
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
@@ -106,7 +105,7 @@ class Relay:
 
     def _contradicts(self, index: int, data: bytes) -> bool:
         if index < self._stored:
-            return self._sums[index] != zlib.crc32(data)
+            return self._sums[index] != wire.crc32(data)
         return index in self._waiting and self._waiting[index][0] != data
 
     def finish(self, request: CommitRequest) -> None:
@@ -129,7 +128,7 @@ class Relay:
                 yield data
                 _, reply = self._waiting.pop(self._stored)
                 self._budget.release(len(data))
-                self._sums.append(zlib.crc32(data))
+                self._sums.append(wire.crc32(data))
                 self._acknowledge(self._stored, reply)
                 self._stored += 1
             elif self._request is not None:

@@ -343,8 +343,8 @@ class Schedule:
             nuid = layout.nuid_of(subject)
             if subject.startswith(f"$O.{BUCKET}.C.") and nuid is not None and nuid not in live:
                 raise ViolationError(f"orphans are left after collection: {subject}")
-            decided = layout.decided_of(subject)
-            if decided is not None and decided not in live:
+            owner = layout.owner_of(subject)
+            if owner is not None and owner[1] == "decision" and owner[0] not in live:
                 raise ViolationError(f"a decision is left after collection: {subject}")
 
     def _note(self, what: str) -> None:
