@@ -69,7 +69,8 @@ class Collector:
         self._clean_up_to = -1
         """The stream's last sequence when there was nothing to collect, nor would be."""
         self._settled = 0
-        """Up to this sequence all had a name. It can be lost by a deletion only, which shows."""
+        """Up to this sequence all had a name. A deletion that takes one away shows. If a put has replaced
+        metadata and could not purge the chunks of before, the next complete pass finds them."""
         self._seen_up_to = 0
         self._complete_at = 0.0
         self._witnesses = Witnesses(self._jetstream, self._layout)

@@ -1,9 +1,10 @@
-"""Metadata of objects that were found, kept for as long as nothing is heard of their deletion.
+"""Metadata of objects that were found, kept for as long as nothing is heard of their deletion or replacement.
 
-Content is immutable, so metadata goes out of date in one way only: its object is deleted. Whoever deletes
-publishes a marker, which this listens for on the connection on which requests come in: so a marker is
-heard before any request that its sender makes once it knows of the deletion. What a marker may have passed
-unheard (an interruption, an expiry, a purge by hand) is bounded by `KEPT_FOR`. Puts never rely on it.
+Content is immutable, so metadata goes out of date in two ways only: its object is deleted, or replaced by one
+with the same bytes (ADR 0013). Either publishes a message, which this listens for on the connection on which
+requests come in: so it is heard before any request that its sender makes once it knows of the change. How
+long something unheard (an interruption, an expiry, a purge by hand) can count is bounded by `KEPT_FOR`.
+Puts never rely on it.
 """
 
 from __future__ import annotations

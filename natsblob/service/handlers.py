@@ -33,7 +33,7 @@ _WHOLE_FOR_A_PART: Final = 8 * 1024 * 1024
 BATCHES_AT_ONCE: Final = 4
 """Batches of `has` that are looked up at a time; more wait their turn, one client after the other."""
 LISTS_AT_ONCE: Final = 2
-"""Pages made at a time: each takes all names of the bucket into memory. More wait their turn."""
+"""Pages made at a time: for each, names may have to be read from the leader first. More wait their turn."""
 _FOREIGN_ACCOUNT: Final = "_R_."
 """A reply subject of a service import; nobody but the service may publish to it."""
 
