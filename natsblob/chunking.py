@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from natsblob.digest import Digest
-from natsblob.errors import BadRangeError
+from natsblob.errors import BadRangeError, ConflictError
 
 DEFAULT_CHUNK_SIZE = 512 * 1024
 """Bytes. A fsync per message makes smaller chunks slower, a window of 8 MiB larger ones (ADR 0003)."""
@@ -35,6 +35,14 @@ def count(size: int, chunk_size: int) -> int:
 def length(index: int, size: int, chunk_size: int) -> int:
     """Bytes in chunk `index` of a blob of `size` bytes."""
     return max(0, min(chunk_size, size - index * chunk_size))
+
+
+def check_cut(size: int, chunk_size: int, expected: int | None) -> None:
+    """`ConflictError` if a blob is cut into other chunks than expected: an index means other bytes then."""
+    if expected is not None and expected != chunk_size and size > min(expected, chunk_size):
+        raise ConflictError(
+            "the blob has been replaced by chunks of another size: read it from the beginning"
+        )
 
 
 @dataclass(frozen=True, slots=True)

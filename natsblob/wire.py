@@ -75,6 +75,8 @@ class GetRequest(msgspec.Struct, frozen=True):
     first: Count = 0
     count: Annotated[int, msgspec.Meta(ge=1, le=2**32)] = 1
     verify: bool = False
+    chunk_size: Count | None = None
+    """That of the chunks which `first` and `count` count, as the client was told it."""
 
 
 class HasReply(msgspec.Struct, frozen=True):

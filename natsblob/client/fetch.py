@@ -81,7 +81,14 @@ class Frames:
             await stat(self._service, self._info.digest, self._service.timeout)
             verify = True  # what a replica cannot send may come through a worker
         await self._enter(reply, range(first, first + count))
-        request = GetRequest(self._info.digest, mode="stream", first=first, count=count, verify=verify)
+        request = GetRequest(
+            self._info.digest,
+            mode="stream",
+            first=first,
+            count=count,
+            verify=verify,
+            chunk_size=self._info.chunk_size,
+        )
         await self._service.connection.publish(
             self._service.subjects.get, wire.encode(request), reply=reply, headers=traced(None)
         )

@@ -20,7 +20,7 @@ from natsblob.wire import MAX_MARKS, NOT_DECODED, Count, Marks
 MARKS_KEY: Final = "natsblob.marks"
 """In `metadata`: the stream sequence of every n-th chunk, so that a reader can begin in the middle."""
 WRITTEN_KEY: Final = "natsblob.written"
-"""In `metadata`: a worker wrote the chunks itself, or has read them as they are stored."""
+"""In `metadata`: the nuid, if a worker wrote the chunks itself, or has read them as they are stored."""
 
 _NEEDED: Final = {"name", "bucket", "nuid", "size", "chunks", "digest", "options", "deleted"}
 """Fields without which, or with a wrong type of which, an object cannot be read."""
@@ -71,8 +71,8 @@ class ObjectInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_written(self) -> bool:
-        """Whether a worker vouches for the bytes from the start (ADR 0013)."""
-        return (self.metadata or {}).get(WRITTEN_KEY) == "1"
+        """Whether a worker vouches for these bytes from the start (ADR 0013), and not for others."""
+        return (self.metadata or {}).get(WRITTEN_KEY) == self.nuid
 
     @property
     def weight(self) -> int:

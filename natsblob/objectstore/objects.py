@@ -370,7 +370,7 @@ class Objects:
             digest=written.digest.adr20(),
             metadata={
                 MARKS_KEY: encode_marks(written.marks),
-                **({WRITTEN_KEY: "1"} if written.is_proven else {}),
+                **({WRITTEN_KEY: written.nuid} if written.is_proven else {}),
             },
             options=Options(max_chunk_size=written.chunk_size),
         )

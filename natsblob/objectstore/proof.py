@@ -45,11 +45,17 @@ class Standing(Enum):
     DOUBTED = "doubted"
 
 
-class Record(msgspec.Struct, frozen=True):
-    """What was found of the bytes that the metadata at a sequence names."""
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What was found of the bytes that the metadata at a sequence names, as the chunks of `nuid`."""
 
     metadata: int
     good: bool
+    nuid: str = ""
+
+    def is_about(self, entry: Entry) -> bool:
+        """Good is said of one metadata. Bad are the chunks, also if other metadata names them by now."""
+        is_same = self.metadata == entry.seq and self.nuid in ("", entry.info.nuid)
+        return is_same or (not self.good and self.nuid == entry.info.nuid)
 
 
 class Proofs:
@@ -62,10 +68,11 @@ class Proofs:
         self._turns = Turns(_AT_ONCE)
         self._reading: dict[tuple[str, int], asyncio.Task[bool]] = {}
         self._waiting: dict[tuple[str, int], int] = {}
-        self._doubted: OrderedDict[str, tuple[int, bool]] = OrderedDict()
-        """Metadata whose bytes are bad, by name, and whether that is recorded."""
-        self._read: OrderedDict[str, int] = OrderedDict()
-        """Metadata whose bytes were read and are good, by name: where nothing can be recorded, it counts."""
+        self._doubted: OrderedDict[str, tuple[Record, bool]] = OrderedDict()
+        """What was found to be bad, by name, and whether that is recorded."""
+        self._read: OrderedDict[str, Record] = OrderedDict()
+        """What was read and is good, by name: where nothing can be recorded, it counts."""
+        objects.bucket.on_renewal.append(self._read.clear)
 
     async def holds(self, entry: Entry, *, within: float = READING) -> bool:
         """Whether a put of its content may be answered by this entry; it is read for that if need be.
@@ -87,35 +94,36 @@ class Proofs:
     async def doubt(self, entry: Entry) -> None:
         """Its bytes are bad, or are missing: no put is to rely on them."""
         name = entry.info.name
-        if not entry.is_blob or self._doubted.get(name) == (entry.seq, True):
+        record = _found(entry, good=False)
+        if not entry.is_blob or self._doubted.get(name) == (record, True):
             return
         told = False
         try:
             async with asyncio.timeout(_TELLING):
-                await self._record(name, Record(entry.seq, good=False))
+                await self._record(name, record)
             told = True
         except (BlobError, TimeoutError) as error:
             log.warning("doubt.not_recorded", digest=name[:12], error=type(error).__name__)
-        _remember(self._doubted, name, (entry.seq, told))
+        _remember(self._doubted, name, (record, told))
 
-    async def forget(self, name: str, *, before: int | None = None) -> None:
-        """Remove what is recorded of metadata that is gone, or of that before a sequence."""
-        subject = self._layout.proof(name)
-        if await self._jetstream.last_at_leader(self._layout.stream, subject) is not None:
-            up_to = before - 1 if before is not None else 0
-            await self._jetstream.purge(self._layout.stream, subject, up_to=up_to)
+    async def forget(self, name: str, up_to: int) -> None:
+        """Remove what is recorded of metadata that is gone: of that up to a sequence."""
+        stored = await self._stored(name)
+        record = _decode(stored) if stored is not None else None
+        if stored is not None and (record is None or record.metadata <= up_to):
+            await self._jetstream.purge(self._layout.stream, self._layout.proof(name), up_to=stored.seq)
 
     async def _stored(self, name: str) -> Stored | None:
         return await self._jetstream.last_at_leader(self._layout.stream, self._layout.proof(name))
 
     def _standing(self, entry: Entry, stored: Stored | None) -> Standing:
-        name, seq = entry.info.name, entry.seq
+        name = entry.info.name
         record = _decode(stored) if stored is not None else None
-        if self._doubted.get(name, (0, False))[0] == seq:
+        if name in self._doubted and self._doubted[name][0].is_about(entry):
             return Standing.DOUBTED
-        if record is not None and record.metadata == seq:
+        if record is not None and record.is_about(entry):
             return Standing.PROVEN if record.good else Standing.DOUBTED
-        is_read = entry.info.is_written or self._read.get(name) == seq
+        is_read = entry.info.is_written or self._read.get(name) == _found(entry, good=True)
         return Standing.PROVEN if is_read else Standing.UNKNOWN
 
     async def _read_within(self, entry: Entry, last_record: int, within: float) -> bool:
@@ -152,9 +160,10 @@ class Proofs:
         if not is_good:
             await self.doubt(entry)
             return False
-        _remember(self._read, name, entry.seq)
+        record = _found(entry, good=True)
+        _remember(self._read, name, record)
         try:
-            await self._record(name, Record(entry.seq, good=True), expected_last=last_record)
+            await self._record(name, record, expected_last=last_record)
         except LostRaceError:
             stored = await self._stored(name)
             return self._standing(entry, stored) is Standing.PROVEN
@@ -178,6 +187,10 @@ class Proofs:
     async def _record(self, name: str, record: Record, *, expected_last: int | None = None) -> None:
         data = msgspec.json.encode(record)
         await self._jetstream.publish(self._layout.proof(name), data, expected_last=expected_last)
+
+
+def _found(entry: Entry, *, good: bool) -> Record:
+    return Record(entry.seq, good, entry.info.nuid)
 
 
 def _decode(stored: Stored) -> Record | None:

@@ -174,7 +174,8 @@ class Staging:
         """
         stored = await self._jetstream.last_at_leader(self._layout.stream, self._layout.decision(stage))
         decision = _decode(stored) if stored else None
-        entry = await self._objects.find(decision.digest) if decision and decision.digest else None
+        # As the leader has it: a copy that lags may still have what was deleted since.
+        entry = await self._objects.newest(decision.digest) if decision and decision.digest else None
         if decision and entry and await self._proofs.holds(entry):
             other = request.digest is not None and request.digest.hex != decision.digest
             if other or entry.info.size != request.size:
@@ -315,7 +316,7 @@ class Staging:
             return Committed(newest, created=False)
         await self._objects.clear(before, entry)
         if before is not None and not before.info.deleted:
-            await shielded(self._proofs.forget(name, before=entry.seq))
+            await shielded(self._proofs.forget(name, before.seq))
         return Committed(entry, created=True)
 
     async def _name_copy(

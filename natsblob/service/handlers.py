@@ -226,11 +226,14 @@ class Handlers:
             isinstance(self._store, Delegating)
             and not wanted.verify
             and not _is_foreign(request)
-            and await self._store.delegate(wanted.digest, wanted.first, wanted.count, request.reply)
+            and await self._store.delegate(
+                wanted.digest, wanted.first, wanted.count, request.reply, chunk_size=wanted.chunk_size
+            )
         ):
             return None
         info = await self._store.stat(wanted.digest)
         request.noted.size = info.size
+        chunking.check_cut(info.size, info.chunk_size, wanted.chunk_size)
         if wanted.first >= info.chunks and info.chunks > 0:
             raise BadRangeError(f"the blob has {info.chunks} chunks", chunks=info.chunks)
         return self._relay(request, wanted, info)

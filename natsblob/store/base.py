@@ -103,12 +103,15 @@ class Doubting(Protocol):
 class Delegating(Protocol):
     """A store whose replicas can send chunks to a reader without passing through the worker."""
 
-    async def delegate(self, digest: Digest, first: int, count: int, reply: str) -> bool:
+    async def delegate(
+        self, digest: Digest, first: int, count: int, reply: str, *, chunk_size: int | None = None
+    ) -> bool:
         """Have chunks `first` to `first + count - 1` sent to `reply` as frames of the wire protocol.
 
         Returns when the request is on its way: the frames, or an end frame that says that some are
         missing, come later or, if the replica dies, not at all, and the reader asks again. False
-        where this blob cannot be read so, and `BlobNotFoundError` where there is none.
+        where this blob cannot be read so, and `BlobNotFoundError` where there is none. `ConflictError` if
+        it is not cut into chunks of `chunk_size`.
         """
         ...
 

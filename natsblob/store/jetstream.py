@@ -9,7 +9,7 @@ from typing import Final
 
 from natsblob.broker.cleanup import shielded
 from natsblob.broker.translate import LostRaceError
-from natsblob.chunking import Seen
+from natsblob.chunking import Seen, check_cut
 from natsblob.digest import Digest
 from natsblob.errors import (
     BadRangeError,
@@ -160,13 +160,16 @@ class JetStreamStore:
         """Remove the blob. What was adopted from another name keeps that name and its bytes."""
         self._cache.forget(digest.hex)
         entry = await self._find(digest)
-        await self._objects.delete(digest.hex)
+        removed = await self._objects.delete(digest.hex)
         self._cache.forget(digest.hex)
-        await shielded(self._proofs.forget(digest.hex))
+        await shielded(self._proofs.forget(digest.hex, removed.seq))
         return info_of(digest, entry)
 
-    async def delegate(self, digest: Digest, first: int, count: int, reply: str) -> bool:
+    async def delegate(
+        self, digest: Digest, first: int, count: int, reply: str, *, chunk_size: int | None = None
+    ) -> bool:
         entry = await self._find(digest)
+        check_cut(entry.info.size, entry.info.chunk_size, chunk_size)
         if entry.info.chunks == 0:
             return False
         if first >= entry.info.chunks:
@@ -272,7 +275,7 @@ class JetStreamStore:
         """Let go of what an entry has replaced."""
         await self._objects.clear(before, now)
         if before is not None and not before.info.deleted:
-            await shielded(self._proofs.forget(now.info.name, before=now.seq))
+            await shielded(self._proofs.forget(now.info.name, before.seq))
 
     async def list(self, *, after: Digest | None = None, limit: int = 1000, prefix: str = "") -> Page:
         position = max(after.hex if after else "", prefix[:63])

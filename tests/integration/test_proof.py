@@ -12,9 +12,13 @@ import msgspec
 import pytest
 
 import natsblob
+from natsblob.broker.connection import Access, connect
 from natsblob.broker.embedded import EmbeddedServer
+from natsblob.broker.jetstream import JetStream
 from natsblob.errors import BlobCorruptError, BlobNotFoundError
+from natsblob.objectstore.bucket import Bucket
 from natsblob.objectstore.info import Entry
+from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.proof import Proofs
 from natsblob.testing.payloads import pattern
 from tests.integration.raw import CHUNK, Raw, Upload, pieces, service
@@ -165,7 +169,8 @@ async def test_a_put_by_a_worker_counts_from_the_start_and_stores_nothing_more(r
     assert (await raw.ask("put.open", {"digest": digest(SMALL)})).json["created"] is False
     assert await raw.put(SMALL) == digest(SMALL)
     assert await messages(raw) == before + 2
-    assert (await info(raw, SMALL))["metadata"]["natsblob.written"] == "1"
+    stored = await info(raw, SMALL)
+    assert stored["metadata"]["natsblob.written"] == stored["nuid"]
 
 
 async def test_the_commit_of_an_upload_whose_blob_was_found_bad_has_to_begin_again(
@@ -195,3 +200,53 @@ async def test_many_who_put_the_same_read_it_once(raw: Raw, monkeypatch: pytest.
     asked = [raw.ask("put.open", {"digest": digest(LARGE)}) for _ in range(20)]
     assert not any(answer.json["created"] for answer in await asyncio.gather(*asked))
     assert 1 <= len(readings) <= 2  # once in each worker at most
+
+
+@pytest.mark.parametrize("data", [SMALL, LARGE], ids=["small", "large"])
+async def test_metadata_that_another_client_copied_vouches_for_no_bytes(
+    raw: Raw, server: EmbeddedServer, data: bytes
+) -> None:
+    async with natsblob.connect(server.url, prefix=raw.prefix) as blobs:
+        await blobs.put(data)
+        original = await info(raw, data)
+        await blobs.delete(digest(data))
+        theirs = {key: original[key] for key in ("digest", "metadata", "options")}
+        await foreign(raw, data, bytes(len(data)), **theirs)
+        assert (await blobs.put(data)).created
+        assert await blobs.get(digest(data)) == data
+
+
+@pytest.mark.parametrize("data", [SMALL, LARGE], ids=["small", "large"])
+async def test_a_doubt_outlives_metadata_that_another_client_changes(
+    raw: Raw, server: EmbeddedServer, data: bytes
+) -> None:
+    async with natsblob.connect(server.url, prefix=raw.prefix) as blobs:
+        await blobs.put(data)
+        await lose(raw, data)
+        with pytest.raises(BlobCorruptError):
+            await blobs.get(digest(data))
+        described = {**await info(raw, data), "description": "mine"}
+        await raw.js.publish(meta(raw, data), msgspec.json.encode(described))
+        assert (await blobs.put(data)).created
+        assert await blobs.get(digest(data)) == data
+
+
+async def test_records_of_what_was_deleted_go_without_those_that_came_since(
+    raw: Raw, server: EmbeddedServer
+) -> None:
+    async with await connect(Access((server.url,))) as connection:
+        bucket = Bucket(JetStream(connection), raw.bucket, raw.prefix)
+        objects = Objects(bucket, chunk_size=CHUNK)
+        proofs = Proofs(objects)
+        await raw.put(SMALL)
+        gone = await objects.newest(digest(SMALL))
+        assert gone is not None
+        await raw.ask("delete", digest(SMALL).encode())
+        await raw.put(SMALL)
+        now = await objects.newest(digest(SMALL))
+        assert now is not None
+        await proofs.doubt(now)
+        await proofs.forget(digest(SMALL), gone.seq)
+        assert not await Proofs(objects).holds(now)
+        await proofs.forget(digest(SMALL), now.seq)
+    assert await records(raw) == 0

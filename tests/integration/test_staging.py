@@ -265,3 +265,21 @@ async def test_commits_aborts_and_collectors_race(lab: Lab, seed: int) -> None:
         assert await lab.subjects() == set()
     if in_order:
         assert not (committed and failures["abort"] is None)
+
+
+async def test_a_repeated_commit_is_not_answered_by_what_only_a_lagging_copy_has(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lab.commit(await lab.stage())
+    second = await lab.stage()
+    assert not (await lab.commit(second)).created
+    layout = lab.objects.bucket.layout
+    stale = await lab.jetstream.last(layout.stream, layout.meta(DIGEST.hex))
+    await lab.store.delete(DIGEST)
+
+    async def last(*_: str) -> Any:
+        return stale
+
+    monkeypatch.setattr(lab.jetstream, "last", last)
+    with pytest.raises(UploadExpiredError):
+        await lab.commit(second)

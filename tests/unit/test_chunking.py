@@ -4,7 +4,7 @@ import pytest
 
 from natsblob import chunking
 from natsblob.chunking import MESSAGE_RESERVE, Span
-from natsblob.errors import BadRangeError
+from natsblob.errors import BadRangeError, ConflictError
 
 CHUNK = 8
 
@@ -52,3 +52,14 @@ def test_a_chunk_leaves_room_for_headers(max_payload: int) -> None:
     chosen = chunking.chunk_size_for(max_payload)
     assert 1 <= chosen <= chunking.DEFAULT_CHUNK_SIZE
     assert chosen + MESSAGE_RESERVE <= max_payload
+
+
+@pytest.mark.parametrize(("size", "expected"), [(0, 5), (8, 9), (9, 9), (100, None), (100, 10), (5, 8)])
+def test_a_blob_is_cut_as_expected(size: int, expected: int | None) -> None:
+    chunking.check_cut(size, 10, expected)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(100, 9), (100, 11), (10, 9), (11, 20)])
+def test_an_index_into_other_chunks_means_other_bytes(size: int, expected: int) -> None:
+    with pytest.raises(ConflictError):
+        chunking.check_cut(size, 10, expected)

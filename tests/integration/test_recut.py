@@ -1,0 +1,64 @@
+"""A blob that is deleted, and put again in chunks of another size, while somebody reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+import natsblob
+from natsblob.broker.connection import Access, connect
+from natsblob.broker.embedded import EmbeddedServer
+from natsblob.broker.jetstream import JetStream
+from natsblob.errors import ConflictError
+from natsblob.objectstore.bucket import Bucket
+from natsblob.objectstore.objects import Objects
+from natsblob.store.jetstream import JetStreamStore
+from natsblob.testing.payloads import pattern, source
+from tests.integration.raw import CHUNK, Raw, service
+
+DATA = pattern(5 * CHUNK)
+"""Its second chunk is as long as the second one of four times that size, which has other bytes."""
+DIGEST = hashlib.sha256(DATA).hexdigest()
+
+
+@pytest.fixture
+async def raw(server: EmbeddedServer) -> AsyncIterator[Raw]:
+    async with service(server.url, workers=2) as client:
+        yield client
+
+
+async def recut(raw: Raw, server: EmbeddedServer) -> None:
+    await raw.ask("delete", DIGEST.encode())
+    async with await connect(Access((server.url,))) as connection:
+        bucket = Bucket(JetStream(connection), raw.bucket, raw.prefix)
+        await JetStreamStore(Objects(bucket, chunk_size=4 * CHUNK)).put(source(DATA))
+
+
+async def test_a_reader_is_given_no_other_bytes(raw: Raw, server: EmbeddedServer) -> None:
+    async with natsblob.connect(server.url, prefix=raw.prefix) as blobs:
+        await blobs.put(DATA)
+        async with blobs.open(DIGEST) as reader:
+            await recut(raw, server)
+            reader.seek(CHUNK)
+            with pytest.raises(ConflictError):
+                await reader.read(CHUNK)
+        async with blobs.open(DIGEST) as reader:
+            reader.seek(CHUNK)
+            assert await reader.read(CHUNK) == DATA[CHUNK : 2 * CHUNK]
+        assert await blobs.get(DIGEST) == DATA
+
+
+@pytest.mark.parametrize("verify", [True, False], ids=["relayed", "delegated"])
+async def test_a_window_counts_the_chunks_that_the_client_knows(
+    raw: Raw, server: EmbeddedServer, verify: bool
+) -> None:
+    async with natsblob.connect(server.url, prefix=raw.prefix) as blobs:
+        await blobs.put(DATA)
+    await recut(raw, server)
+    size = json.loads((await raw.ask("stat", DIGEST.encode())).data)["chunk_size"]
+    assert (await raw.frames(DIGEST, 1, 1, verify=verify, chunk_size=CHUNK))[-1].code == 409
+    window = await raw.window(DIGEST, 1, 1, verify=verify, chunk_size=size)
+    assert window == {1: DATA[4 * CHUNK :]}
