@@ -22,7 +22,7 @@ from natsblob.errors import (
     NoRespondersError,
     UploadExpiredError,
 )
-from natsblob.wire import STATUS, CommitRequest, Opened, marks_of
+from natsblob.wire import STATUS, CommitRequest, Headers, Opened, marks_of
 from tests.simulation.faults import Faults
 from tests.simulation.history import CLIENT, HOSTILE, REQUEST_TIMEOUT, Call, History, Verb
 from tests.simulation.stream import ViolationError
@@ -255,10 +255,13 @@ class Caller:
             opened = await self._ask(lambda worker: worker.uploads.open(relayed=False))
             stage = opened.chunk_subject.rpartition(".")[2]
             chunks = [blob.data[start : start + CHUNK] for start in range(0, len(blob.data), CHUNK)]
-            order = [index for index in range(len(chunks)) for _ in range(1 + (random.random() < 0.1))]
-            if random.random() < 0.3:
+            is_odd = random.random() < 0.5  # else it is honest, but for its two connections
+            again = 0.1 if is_odd else 0.0
+            order = [index for index in range(len(chunks)) for _ in range(1 + (random.random() < again))]
+            if is_odd and random.random() < 0.3:
                 random.shuffle(order)
-            seqs = await asyncio.gather(*(self._odd(stage, opened, index, chunks[index]) for index in order))
+            send = self._odd if is_odd else self._send
+            seqs = await asyncio.gather(*(send(stage, opened, index, chunks[index]) for index in order))
             placed = dict(zip(order, seqs, strict=True))
             marks = marks_of([placed[index] for index in range(len(chunks))]) if all(seqs) else None
             digest = blob.digest if random.random() < 0.7 else None
@@ -268,7 +271,7 @@ class Caller:
         call.ended = asyncio.get_running_loop().time()
 
     async def _odd(self, stage: str, opened: Opened, index: int, chunk: bytes) -> int:
-        """Publish a chunk, perhaps with other headers or bytes; where it lies, if that is told."""
+        """Publish a chunk, perhaps with other headers or bytes."""
         random = self._random
         headers = wire.chunk_headers(stage, index, chunk)
         if random.random() < 0.3:
@@ -277,7 +280,14 @@ class Caller:
             del headers[random.choice(sorted(headers))]
         if random.random() < 0.05:
             chunk = chunk[:-1]
-        connection = random.choice((self._connection, self._accomplice))
+        return await self._send(stage, opened, index, chunk, headers)
+
+    async def _send(
+        self, stage: str, opened: Opened, index: int, chunk: bytes, headers: Headers | None = None
+    ) -> int:
+        """Publish a chunk on one of two connections; where it lies, if that is told."""
+        connection = self._random.choice((self._connection, self._accomplice))
+        headers = headers or wire.chunk_headers(stage, index, chunk)
         try:
             ack = await connection.request(opened.chunk_subject, chunk, headers=headers, timeout=5.0)
         except BlobError:

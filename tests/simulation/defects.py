@@ -169,7 +169,7 @@ DEFECTS: Final[dict[str, tuple[Plant, Faults]]] = {
     "damaged leader is believed": (_damaged_leader_is_believed, Faults(rot=1.0)),
     "collection believes a damaged leader": (_collection_believes_a_damaged_leader, Faults(rot=1.0)),
     "what expires is not renewed": (_no_renewal, Faults(max_age=4 * 3600.0, idles=0.5)),
-    "taps are believed": (_taps_are_believed, Faults(reordered=0.9)),
+    "taps are believed": (_taps_are_believed, Faults(reordered=0.4, hostile=0.6)),
     "abort without decision": (_abort_without_decision, Faults(late=0.2, duplicated=0.2)),
     "commit without decision": (_commit_without_decision, Faults(late=0.2, duplicated=0.2)),
     "delete markers keep chunks": (_markers_keep_chunks, Faults(lost=0.3, cancels=0.6)),
