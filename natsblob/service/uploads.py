@@ -103,6 +103,7 @@ class StagedUploads:
         self._commit_subject = commit_subject
         self._chunk_size = chunk_size
         self._window = window
+        self._window_bytes = window * chunk_size()
         self._expiry = expiry
         self._now = now
 
@@ -118,13 +119,15 @@ class StagedUploads:
         stage = stage_of(upload)
         if not is_new and await self._store.is_settled(stage):
             raise UploadExpiredError("the upload is committed or dropped already; no more chunks are taken")
+        # Chunks grow if the server's max_payload is raised; what is unanswered at a time does not.
+        window = max(1, min(self._window, self._window_bytes // chunk_size))
         subject = None if relayed else await self._store.direct_subject(stage, anew=not is_new)
         if subject is None:
-            relay, window = self._forwarder.begin(stage, is_whole=is_new, chunk_size=chunk_size)
-            return self._opened(upload, relay, chunk_size, window, relayed=True)
+            relay, granted = self._forwarder.begin(stage, is_whole=is_new, chunk_size=chunk_size)
+            return self._opened(upload, relay, chunk_size, min(window, granted), relayed=True)
         if is_new:
             await self._taps.watch(stage, subject)
-        return self._opened(upload, subject, chunk_size, self._window, relayed=False)
+        return self._opened(upload, subject, chunk_size, window, relayed=False)
 
     async def status(self, upload: str) -> UploadStatus:
         return UploadStatus(upload, ranges(await self._store.staged(stage_of(upload))))
