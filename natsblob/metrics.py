@@ -105,7 +105,7 @@ def _total(metric: Counter | Gauge) -> float:
 async def exposed(metrics: Metrics, address: Address) -> AsyncIterator[Address]:
     """Serve `/metrics` at `address` while the context lasts; yields where, with the port that was free.
 
-    `SetupError` where the address cannot be had.
+    `SetupError` if the address cannot be had.
     """
     try:
         server, thread = start_http_server(address.port, address.host, metrics.registry)

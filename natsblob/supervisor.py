@@ -38,7 +38,7 @@ _STDOUT: Final = 1
 async def serve(settings: Settings, *, ready: Ready) -> None:
     """Run what the settings say until SIGTERM, SIGINT or SIGHUP; requests in flight end before it returns.
 
-    Raises `SetupError` and the like where it cannot start, and `UnavailableError` where the server is
+    Raises `SetupError` and the like where it cannot start, and `UnavailableError` if the server is
     lost for good.
     """
     with stop_signals() as stop:

@@ -242,7 +242,7 @@ def encode_error(error: BlobError) -> tuple[bytes, Headers]:
 
 
 def decode_error(data: bytes, headers: Headers) -> BlobError | None:
-    """The error that a reply carries, or `None` where it is not an error reply."""
+    """The error that a reply carries, or `None` if it is not an error reply."""
     code = headers.get(ERROR_CODE)
     if code is None:
         return None
@@ -289,7 +289,7 @@ def sum_header(crc: int) -> str:
 
 
 def chunk_index(headers: Headers) -> int | None:
-    """The index in `Blob-Chunk`, or `None` where it is absent or not a plain number."""
+    """The index in `Blob-Chunk`, or `None` if it is absent or not a plain number."""
     text = headers.get(CHUNK, "")
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 16 else None
 

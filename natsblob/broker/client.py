@@ -253,7 +253,7 @@ class DirectClient(Client):
             log.exception("nats.handler")
 
     def enqueue(self, subject: str, reply: str, headers: Headers | None, data: bytes | memoryview) -> None:
-        """Publish without waiting; `UnavailableError` where too much waits for the socket already.
+        """Publish without waiting; `UnavailableError` if too much waits for the socket already.
 
         `TooLargeError` rather than what the server would close the connection over.
         """

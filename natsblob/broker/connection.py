@@ -76,7 +76,7 @@ class Access:
         )
 
     def options(self) -> Options:
-        """For the client library; `SetupError` where a file that is named cannot be used."""
+        """For the client library; `SetupError` if a file that is named cannot be used."""
         given = {
             "user_credentials": None if self.creds is None else RawCredentials(read_creds(self.creds)),
             "nkeys_seed_str": None if self.nkey is None else read_nkey(self.nkey),
@@ -154,14 +154,14 @@ class Connection(AbstractAsyncContextManager["Connection"]):
             await self._client.send(subject, reply, headers, data)
 
     def publish_now(self, subject: str, data: bytes = b"", *, headers: Headers | None = None) -> None:
-        """Hand a message to the server without waiting; `UnavailableError` where there is no room."""
+        """Hand a message to the server without waiting; `UnavailableError` if there is no room."""
         with translated():
             self._client.enqueue(subject, "", headers, data)
 
     async def request(
         self, subject: str, data: bytes | memoryview = b"", *, headers: Headers | None = None, timeout: float
     ) -> Message:
-        """The first answer within `timeout` seconds; `NoRespondersError` where nobody listens.
+        """The first answer within `timeout` seconds; `NoRespondersError` if nobody listens.
 
         `UnavailableError` as soon as the connection is interrupted: the answer may have gone with it.
         """
@@ -210,7 +210,7 @@ class Connection(AbstractAsyncContextManager["Connection"]):
         """Interest in `subject`, known to the server on entry and withdrawn on leaving.
 
         What the server had sent before it took the withdrawal still reaches the handler.
-        `NotAllowedError` where these credentials may not subscribe.
+        `NotAllowedError` if these credentials may not subscribe.
         """
         with translated():
             sid = await self._client.subscribe_direct(subject, handler, queue)
@@ -229,7 +229,7 @@ class Connection(AbstractAsyncContextManager["Connection"]):
     async def listen(self) -> None:
         """Begin to hear answers: once, before the first request.
 
-        `NotAllowedError` where these credentials may not subscribe to the inbox.
+        `NotAllowedError` if these credentials may not subscribe to the inbox.
         """
         await self._client.subscribe_direct(self._answers, self._dispatch)
         await self._confirmed(self._answers)

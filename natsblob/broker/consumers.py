@@ -91,9 +91,9 @@ class Copy:
     async def next(self, most: int | None = None) -> list[Delivered]:
         """The next messages, at most `most`.
 
-        Empty where this copy gives no more, at its end or where it is damaged.
+        Empty if this copy gives no more, at its end or where it is damaged.
 
-        `UnavailableError` where its server stopped, or messages got lost on the way.
+        `UnavailableError` if its server stopped, or messages got lost on the way.
         """
         batch = min(most or self._batch, self._batch)
         messages = await retrying(partial(self._next, batch), patience=_PATIENCE)
@@ -209,7 +209,7 @@ class Copies:
         await self._call(f"STREAM.LEADER.STEPDOWN.{self._stream}", body, _Reply)
 
     async def replace(self, node: str) -> bool:
-        """Have another server take the place of `node`; false where the cluster has none to spare."""
+        """Have another server take the place of `node`; false if the cluster has none to spare."""
         body = {"peer": node}
         reply = await self._ask(f"STREAM.PEER.REMOVE.{self._stream}", body, _Reply)
         if reply.error is not None and reply.error.err_code == _NO_SPARE_SERVER:

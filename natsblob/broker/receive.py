@@ -60,7 +60,7 @@ class Cutter:
         return self._view[self._end :][:_CROWDED_ROOM] if self._crowded else self._view[self._end :]
 
     def received(self, size: int) -> None:
-        """Take the `size` bytes that were written to `room`; `ProtocolError` where they make no sense."""
+        """Take the `size` bytes that were written to `room`; `ProtocolError` if they make no sense."""
         self._end += size
         before = self._messages
         while self._end - self._start >= self._needed:

@@ -114,7 +114,7 @@ class Figure:
 
     @property
     def throughput(self) -> float | None:
-        """Bytes per second; `None` where no bytes of blobs are moved."""
+        """Bytes per second; `None` if no bytes of blobs are moved."""
         return None if self.verb == "has" else self.rate * self.load.size
 
     def fields(self) -> dict[str, object]:

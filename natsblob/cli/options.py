@@ -52,7 +52,7 @@ class Common:
     """Print less: no progress, no remarks."""
 
     def load(self, **more: object) -> Loaded:
-        """The settings in force, with further flags; `UsageError` where they make no sense."""
+        """The settings in force, with further flags; `UsageError` if they make no sense."""
         names = ("server", "context", "creds", "prefix", "bucket", "timeout", "config")
         try:
             return load({**{name: getattr(self, name) for name in names}, **more})

@@ -37,8 +37,8 @@ _json = msgspec.json.Encoder(enc_hook=str)
 class Stdout:
     """Standard output, written in a thread: whoever reads it may be slow, and the connection must live.
 
-    Lines are gathered up to `_BUFFER` bytes; `flush` sends the rest. `BrokenPipeError` where the
-    reader has gone, `FileError` where nothing can be written.
+    Lines are gathered up to `_BUFFER` bytes; `flush` sends the rest. `BrokenPipeError` if the
+    reader has gone, `FileError` if nothing can be written.
     """
 
     def __init__(self) -> None:

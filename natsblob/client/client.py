@@ -48,7 +48,7 @@ async def connect(
     tokens, NKEYs and TLS. `creds` names a credentials file. `timeout`, in seconds, is the default of
     every method; see `Client`. Once connected, the client reconnects for as long as it lives.
 
-    `UnavailableError` where no server answers within 5 s, `NotAllowedError` where it refuses the
+    `UnavailableError` if no server answers within 5 s, `NotAllowedError` if it refuses the
     credentials, `BadRequestError` for a prefix that cannot be a subject.
     """
     access = Access(tuple(server.split(","))) if isinstance(server, str) else server
@@ -72,7 +72,7 @@ class Client:
 
     **Errors.** Whatever passes is tried again within that time: a worker or server that died, an
     election, a worker at its limit. What remains is raised as a `natsblob.BlobError`:
-    `UnavailableError` (with `NoRespondersError` where no worker listens), `DeadlineError`, `BusyError`
+    `UnavailableError` (with `NoRespondersError` if no worker listens), `DeadlineError`, `BusyError`
     when the time is over, `NotAllowedError`, `BadRequestError`, and what each method names. What the
     caller's own files and iterables raise, `OSError` above all, passes through.
     """
@@ -92,15 +92,15 @@ class Client:
         `read` is awaited, or an async iterable of bytes. They are stored durably and all readers see them
         when this returns. A file or reader stays open; an async generator is closed at the end.
 
-        `Info.created` is false where the content was there already; that is no error. With `digest`
+        `Info.created` is false if the content was there already; that is no error. With `digest`
         the bytes must have that address (`DigestMismatchError` otherwise), and large content that is
         there already is not sent at all, nor read to its end.
 
         Where it raises or is cancelled nothing is visible, except that an answer may have got lost; to
         put the same again is always safe. An upload that the service has lost is begun again by itself,
         up to five times, where the source can be read again: bytes, a `Path`, a seekable file.
-        `UploadExpiredError` otherwise, `TooLargeError` and `InsufficientStorageError` where it does not
-        fit, `ConflictError` where the bucket takes no more.
+        `UploadExpiredError` otherwise, `TooLargeError` and `InsufficientStorageError` if it does not
+        fit, `ConflictError` if the bucket takes no more.
         """
         patience = self._patience(timeout)
         expected = None if digest is None else _digest(digest)
@@ -125,7 +125,7 @@ class Client:
         not match, they are read once more through a worker that checks them, and then it is a
         `BlobCorruptError`. Of a range each chunk is checked against the CRC-32 that was stored with it.
 
-        `BlobNotFoundError` where there is no such blob, `BadRangeError` where `offset` lies beyond its
+        `BlobNotFoundError` if there is no such blob, `BadRangeError` if `offset` lies beyond its
         end. The result is held in memory: use `open` or `download` for what is large.
         """
         address = _digest(digest)
@@ -165,7 +165,7 @@ class Client:
                 async for chunk in reader:
                     ...
 
-        `BlobNotFoundError` where there is no such blob. `BlobReader` says what is verified when.
+        `BlobNotFoundError` if there is no such blob. `BlobReader` says what is verified when.
         """
         reader = BlobReader(await Fetch.of(self._service, _digest(digest), self._patience(timeout)))
         try:
@@ -234,14 +234,14 @@ class Client:
         return missing
 
     async def stat(self, digest: Digest | str, *, timeout: float | None = None) -> Info:
-        """What is known of a blob; `BlobNotFoundError` where there is none."""
+        """What is known of a blob; `BlobNotFoundError` if there is none."""
         return await stat(self._service, _digest(digest), timeout)
 
     async def list(self, prefix: str = "", *, timeout: float | None = None) -> AsyncIterator[Info]:
         """All blobs whose digest begins with `prefix`, in ascending order of digest.
 
         Pages of 1,000 are fetched as they are needed; what is put or deleted meanwhile may or may not
-        appear. `BadRequestError` where `prefix` is not up to 64 lower-case hex digits.
+        appear. `BadRequestError` if `prefix` is not up to 64 lower-case hex digits.
         """
         after: Digest | None = None
         while True:
@@ -254,7 +254,7 @@ class Client:
             after = page.after
 
     async def delete(self, digest: Digest | str, *, timeout: float | None = None) -> Info:
-        """Remove a blob, and what was known of it; `BlobNotFoundError` where there is none.
+        """Remove a blob, and what was known of it; `BlobNotFoundError` if there is none.
 
         That may also be said where the answer to the request that removed it got lost.
         """

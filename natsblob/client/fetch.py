@@ -31,13 +31,13 @@ WINDOW_BYTES: Final = 8 * 1024 * 1024
 
 
 async def stat(service: Service, digest: Digest, timeout: float | None) -> Info:
-    """What is known of a blob; `BlobNotFoundError` where there is none."""
+    """What is known of a blob; `BlobNotFoundError` if there is none."""
     reply = await service.call(service.subjects.stat, str(digest).encode(), timeout=timeout)
     return decoded(reply, Info)
 
 
 async def in_one_reply(service: Service, request: GetRequest, timeout: float) -> bytes | None:
-    """The bytes asked for, as the worker read and checked them, or `None` where they need several replies."""
+    """The bytes asked for, as the worker read and checked them, or `None` if they need several replies."""
     try:
         reply = await service.call(service.subjects.get, wire.encode(request), timeout=timeout)
     except TooLargeError:
@@ -145,7 +145,7 @@ class Fetch:
 
     @classmethod
     async def of(cls, service: Service, digest: Digest, patience: float) -> Fetch:
-        """The blob, as it can be read here; `BlobNotFoundError` where there is none."""
+        """The blob, as it can be read here; `BlobNotFoundError` if there is none."""
         info = await stat(service, digest, patience)
         caps = await service.known_caps(timeout=patience)
         window = max(1, min(caps.window, WINDOW_BYTES // max(1, info.chunk_size)))

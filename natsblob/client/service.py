@@ -112,7 +112,7 @@ def traced(headers: Headers | None) -> Headers | None:
 
 
 def decoded(reply: Message, kind: type[T]) -> T:
-    """The message in a reply; `InternalError` where the service does not keep to the protocol."""
+    """The message in a reply; `InternalError` if the service does not keep to the protocol."""
     try:
         return wire.decode(reply.data, kind)
     except BadRequestError as error:

@@ -38,7 +38,7 @@ class Shown(NamedTuple):
 
     name: str
     value: str | None
-    """As it may be written in the configuration file, secrets masked; `None` where it is not set."""
+    """As it may be written in the configuration file, secrets masked; `None` if it is not set."""
     source: str
 
 

@@ -23,7 +23,7 @@ class Login(NamedTuple):
 
     user: str
     password: str | None
-    """`None` where there is no colon: then `user` is a token."""
+    """`None` if there is no colon: then `user` is a token."""
 
 
 def server_url(text: str) -> str:

@@ -40,7 +40,7 @@ def allowed(name: str) -> str:
 
 
 def written(name: str, value: Any) -> str | None:
-    """The value as it may be written in a configuration, secrets masked; `None` where there is none."""
+    """The value as it may be written in a configuration, secrets masked; `None` if there is none."""
     if value is None:
         return None
     match _kind(name):

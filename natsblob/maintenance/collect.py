@@ -148,7 +148,7 @@ class Collector:
         """See what seems to be left over now, and since when it has been as it is.
 
         What a replica has not yet, or has lost, makes orphans here that are none: only what is due is looked
-        at more closely, since that takes servers much longer. Answers whether there is nothing to tidy.
+        at more closely, since that takes servers much longer. Returns whether there is nothing to tidy.
         """
         names = _Names(self._objects, state.num_subjects)
         is_tidy = await names.read()

@@ -65,7 +65,7 @@ class Repairer:
     async def repair(self) -> Comparison:
         """What the copies hold after the repair, or as they are where they agree already.
 
-        `BlobCorruptError` where no copy is whole, `UnavailableError` where one cannot be read; nothing
+        `BlobCorruptError` if no copy is whole, `UnavailableError` if one cannot be read; nothing
         is changed then. Where it fails later every blob is still on the leader: run it again.
         """
         before = await self._comparer.compare()

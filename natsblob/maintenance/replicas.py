@@ -135,7 +135,7 @@ class Comparer:
         self._layout = objects.bucket.layout
 
     async def compare(self) -> Comparison:
-        """Read every copy and compare; `UnavailableError` where none can be read."""
+        """Read every copy and compare; `UnavailableError` if none can be read."""
         info = await self._bucket.info()
         nodes = nodes_of(info)
         online = [name for name, is_online in nodes.items() if is_online]

@@ -38,7 +38,7 @@ async def verify(
 
     What is corrupt is recorded as such, so that the next put of that content heals it (ADR 0013).
     Holds one window of one blob in memory, and some of the names. `rate` is in bytes per second, 0 for no
-    limit. Objects whose name is no digest are not blobs. `UnavailableError` where the server that leads
+    limit. Objects whose name is no digest are not blobs. `UnavailableError` if the server that leads
     has lost names, so that not every blob would be read.
     """
     pace = _Pace(rate)

@@ -74,7 +74,7 @@ class Bucket:
         """Called when that happens."""
 
     async def info(self) -> StreamInfo:
-        """The bucket's stream; `StreamMissingError` where there is none."""
+        """The bucket's stream; `StreamMissingError` if there is none."""
         before = self._signs
         info = await self.jetstream.stream(self.layout.stream)
         signs = Signs.of(info)
@@ -121,7 +121,7 @@ class Bucket:
         return self._config
 
     async def create(self, config: BucketConfig) -> StreamInfo:
-        """Create the bucket. Where it exists already it is left as it is and answered."""
+        """Create the bucket. If it exists already, it is left as it is and returned."""
         self._check_server()
         with suppress(NotAllowedError):  # a worker need not be allowed to ask; its bucket is there then
             await self.jetstream.account()
@@ -151,7 +151,7 @@ class Bucket:
     ) -> StreamInfo:
         """Change what is not `None`, while the bucket is in use.
 
-        `ConflictError` where direct uploads are asked for and the bucket allows rollups.
+        `ConflictError` if direct uploads are asked for and the bucket allows rollups.
         """
         config = dict((await self.info()).config)
         if replicas is not None:
@@ -202,7 +202,7 @@ class Bucket:
         return str(transform.get("src", ""))
 
     async def direct_subject(self, stage: str, *, anew: bool = False) -> str | None:
-        """Where publishers put the chunks of an upload themselves; `None` where workers do that.
+        """Where publishers put the chunks of an upload themselves; `None` if workers do that.
 
         The configuration is read `anew`, or may be up to `_REMEMBERED` seconds old. A bucket that is not
         adopted yet may be so any moment, and is always looked at.

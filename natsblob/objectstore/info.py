@@ -250,7 +250,7 @@ class Layout:
         return f"$O.{self.bucket}.C.{owner}.>"
 
     def nuid_of(self, subject: str) -> str | None:
-        """The object whose chunks lie on a subject, or `None` where it is another kind of subject."""
+        """The object whose chunks lie on a subject, or `None` if it is another kind of subject."""
         nuid = subject.removeprefix(f"$O.{self.bucket}.C.")
         return None if "." in nuid else nuid
 
@@ -263,7 +263,7 @@ class Layout:
         return f"$O.{self.bucket}.M.>"
 
     def name_of(self, subject: str) -> str | None:
-        """The object that a metadata subject belongs to, or `None` where it is none."""
+        """The object that a metadata subject belongs to, or `None` if it is none."""
         return name_of_token(subject.removeprefix(f"$O.{self.bucket}.M."))
 
 

@@ -107,7 +107,7 @@ class Names:
     async def behind(self, name: str, most: int) -> tuple[list[str], str]:
         """Up to `most` names above this one, in order, and up to where there are no others; at last `END`.
 
-        What was stored before the call is not left out; `UnavailableError` where that cannot be told.
+        What was stored before the call is not left out; `UnavailableError` if that cannot be told.
         """
         async with self._turn:
             state = (await self._objects.bucket.info()).state

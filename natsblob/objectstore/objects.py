@@ -83,7 +83,7 @@ class Objects:
         return max(1, min(self._window_bytes // self.chunk_size, MOST_MESSAGES))
 
     async def find(self, name: str) -> Entry | None:
-        """The object of this name, or `None` where no copy that was asked has one. Links are not followed."""
+        """The object of this name, or `None` if no copy that was asked has one. Links are not followed."""
         stored = await self._jetstream.last(self._layout.stream, self._layout.meta(name))
         if stored is not None and not (entry := Entry.decode(stored)).info.deleted:
             return entry
@@ -98,7 +98,7 @@ class Objects:
     async def newest_anywhere(self, name: str) -> Entry | None:
         """As `newest`; where the leader has none, or a delete marker, as the copy that has the newest.
 
-        `UnreadableError` where the leader counts what nobody gives: a server answers "not found" also while
+        `UnreadableError` if the leader counts what nobody gives: a server answers "not found" also while
         its disk fails.
         """
         return await self._or_newer(name, await self.newest(name))
@@ -169,7 +169,7 @@ class Objects:
     async def named_chunks(self, among: AbstractSet[str]) -> set[str]:
         """Which of these nuids and names belong to objects that are there, as of now or later.
 
-        `UnavailableError` where that cannot be told. A delete marker names nothing: where its purge got
+        `UnavailableError` if that cannot be told. A delete marker names nothing: where its purge got
         lost, the chunks are to be collected.
         """
         return await retrying(lambda: self._named_chunks(among), patience=_PATIENCE)
@@ -359,7 +359,7 @@ class Objects:
     async def name(self, written: Written, name: str, expected_last: int) -> Entry:
         """Make written chunks the object `name`, if the newest metadata is still at `expected_last`.
 
-        `LostRaceError` where it is not, and then these chunks have no name and will not get this one.
+        `LostRaceError` if it is not, and then these chunks have no name and will not get this one.
         """
         info = ObjectInfo(
             name=name,
@@ -391,7 +391,7 @@ class Objects:
         )
 
     async def delete(self, name: str) -> Entry:
-        """Remove an object and its chunks, and answer what was removed."""
+        """Remove an object and its chunks, and return what was removed."""
         for _ in range(_RACES):
             leads = await self.newest(name)
             entry = await self._or_newer(name, leads)
@@ -489,7 +489,7 @@ class Objects:
         return Entry(info, ack.seq, datetime.now(UTC))
 
     async def keep_newest(self, name: str) -> int:
-        """Remove metadata that newer one replaces, and answer how much that was.
+        """Remove metadata that newer one replaces, and return how much that was.
 
         Not by a rollup: a bucket may forbid them, for safety.
         """
@@ -518,7 +518,7 @@ class Objects:
 
 
 def believe(counted: int, most: int) -> None:
-    """`UnavailableError` where less metadata was listed than a copy counts."""
+    """`UnavailableError` if less metadata was listed than a copy counts."""
     if counted < most:
         raise UnavailableError(
             "the server that leads the bucket has lost names of objects: run `natsblob verify --replicas`"

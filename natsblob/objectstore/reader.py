@@ -25,7 +25,7 @@ _REMEMBERED = 256
 """Places of chunks that are remembered, to ask again from the last one before a chunk that got lost."""
 
 StillThere = Callable[[], Awaitable[None]]
-"""Raises `BlobNotFoundError` or `BlobCorruptError` where the leader no longer has the whole object."""
+"""Raises `BlobNotFoundError` or `BlobCorruptError` if the leader no longer has the whole object."""
 Unreadable = Callable[[], Awaitable[None]]
 """Told that the leader counts a chunk and does not give it."""
 

@@ -76,7 +76,7 @@ class Staging:
         self._turns = Turns()
 
     async def stored(self, stage: str) -> list[int]:
-        """The indexes of the chunks that are stored, ascending; `UploadExpiredError` where none are."""
+        """The indexes of the chunks that are stored, ascending; `UploadExpiredError` if none are."""
         count = await self._count(stage, 1)
         if count == 0:
             raise _unknown()
@@ -88,9 +88,9 @@ class Staging:
         """Make the staged chunks the object that has their digest as its name.
 
         `seen` is what their digest was as they passed a worker, if it saw them all; otherwise they are
-        read back. `DigestMismatchError` where they are not what the request says: they are dropped.
-        `BadRequestError` where they cannot be an upload of this size: they are dropped, too.
-        `UploadExpiredError` where there are none, or where they are too old or were dropped.
+        read back. `DigestMismatchError` if they are not what the request says: they are dropped.
+        `BadRequestError` if they cannot be an upload of this size: they are dropped, too.
+        `UploadExpiredError` if there are none, or if they are too old or were dropped.
         """
         count = await self._count(stage, request.chunks)
         if count == 0 and request.chunks > 0:
@@ -124,7 +124,7 @@ class Staging:
         return await self._jetstream.last_at_leader(self._layout.stream, decision) is not None
 
     async def abort(self, stage: str) -> None:
-        """Drop the staged chunks; `ConflictError` where they are committed or about to be."""
+        """Drop the staged chunks; `ConflictError` if they are committed or about to be."""
         decided = await self._decide_drop(stage, Decision("drop"))
         if decided.decision.action == "commit":
             raise ConflictError("the upload is committed already; delete the blob instead")
@@ -170,7 +170,7 @@ class Staging:
     async def _settled_before(self, stage: str, request: CommitRequest) -> Committed:
         """The outcome of an upload whose chunks are gone: the same content may be there already.
 
-        `DigestMismatchError` where it is not the content that this request is about.
+        `DigestMismatchError` if it is not the content that this request is about.
         """
         stored = await self._jetstream.last_at_leader(self._layout.stream, self._layout.decision(stage))
         decision = _decode(stored) if stored else None
@@ -265,7 +265,7 @@ class Staging:
                 yield stored.data
 
     async def _message_at(self, seq: int) -> Stored:
-        """A message that was there; `_PurgedError` where the leader no longer has it."""
+        """A message that was there; `_PurgedError` if the leader no longer has it."""
         stored = await self._jetstream.at(self._layout.stream, seq)
         stored = stored or await self._jetstream.at_leader(self._layout.stream, seq)
         if stored is None:
@@ -337,7 +337,7 @@ class Staging:
         return committed
 
     async def _decide(self, stage: str, decision: Decision) -> Decided:
-        """Record what becomes of the stage, unless that is recorded already; what holds is answered."""
+        """Record what becomes of the stage, unless that is recorded already; what holds is returned."""
         subject = self._layout.decision(stage)
         try:
             ack = await self._jetstream.publish(

@@ -49,7 +49,7 @@ class Written:
     """Whether a worker wrote them itself, or has read them as they are stored."""
 
     def check_age(self, expiry: timedelta) -> None:
-        """`UnavailableError` where they are too old to be named: they may have been collected."""
+        """`UnavailableError` if they are too old to be named: they may have been collected."""
         if _now() - self.since > naming_within(expiry).total_seconds():
             raise UnavailableError("the chunks have waited too long for their name; a repeat is safe")
 
@@ -65,7 +65,7 @@ async def write_chunks(
 ) -> tuple[Written, Sequence[int]]:
     """Store the bytes of `source` as the chunks of `nuid`; all of them are acknowledged on return.
 
-    Also answers the stream sequence of each. They are not ascending where a chunk had to be sent again
+    Also returns the stream sequence of each. They are not ascending where a chunk had to be sent again
     while later ones were on their way.
 
     Where it raises, chunks may have been stored: they are the caller's to purge.

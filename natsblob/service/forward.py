@@ -274,7 +274,7 @@ class Forwarder:
         return chunk
 
     def _let_fly(self, upload: Forwarded, chunk: Chunk) -> None:
-        """Have a chunk published; `BusyError` where too many are on their way."""
+        """Have a chunk published; `BusyError` if too many are on their way."""
         self._land(upload, chunk.index)
         self._make_room(upload, chunk)
         is_next = upload.is_next(chunk.index)

@@ -87,7 +87,7 @@ class Forwarded:
         return len(self._sums)
 
     def check(self, chunk: Chunk) -> None:
-        """`BadRequestError` where it is another chunk than came before, or cannot be one of this upload."""
+        """`BadRequestError` if it is another chunk than came before, or cannot be one of this upload."""
         flight = self.flying.get(chunk.index)
         early = self.early.get(chunk.index)
         known = flight.crc if flight else early.crc if early else self._sum(chunk.index)

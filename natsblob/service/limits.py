@@ -88,7 +88,7 @@ class Limits:
 
     @contextmanager
     def bytes(self, size: int) -> Iterator[None]:
-        """Room for `size` more bytes; `BusyError` where there is none."""
+        """Room for `size` more bytes; `BusyError` if there is none."""
         if not self._budget.hold(size):
             self._metrics.refused("bytes")
             raise BusyError("this worker is at its limit of bytes in flight", retry_after_ms=RETRY_AFTER_MS)

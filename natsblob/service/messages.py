@@ -49,5 +49,5 @@ class Reply:
 
 
 Answer: TypeAlias = Reply | AsyncGenerator[Reply, None] | None
-"""One message, several, or `None` where somebody else sends the answer."""
+"""One message, several, or `None` if somebody else sends the answer."""
 Handler: TypeAlias = Callable[[Request], Awaitable[Answer]]

@@ -107,7 +107,7 @@ class Tap:
         self._progress.set()
 
     async def seen(self, chunks: int) -> Seen | None:
-        """What came past, once that is `chunks` chunks, or `None` where it is not."""
+        """What came past, once that is `chunks` chunks, or `None` if it is not."""
         while self.is_sure and self._hashed < chunks:
             self._progress.clear()
             try:

@@ -33,12 +33,12 @@ class Uploads(Protocol):
         """Begin an upload, or go on with one; with `relayed` the chunks come to this worker in any case.
 
         The client publishes chunks of `most` bytes at most.
-        `UploadExpiredError` where an upload is named that this worker cannot go on with.
+        `UploadExpiredError` if an upload is named that this worker cannot go on with.
         """
         ...
 
     async def status(self, upload: str) -> UploadStatus:
-        """Which chunks are stored; `UploadExpiredError` where the upload is not known."""
+        """Which chunks are stored; `UploadExpiredError` if the upload is not known."""
         ...
 
     async def commit(self, request: CommitRequest) -> Info:
@@ -56,7 +56,7 @@ def new_upload() -> str:
 
 
 def stage_of(upload: str) -> str:
-    """Where the chunks of an upload lie; `UploadExpiredError` where no upload is named so."""
+    """Where the chunks of an upload lie; `UploadExpiredError` if no upload is named so."""
     if not wire.is_upload_id(upload):
         raise UploadExpiredError("no such upload; begin again")
     return hashlib.sha256(upload.encode()).hexdigest()[:22]

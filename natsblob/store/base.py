@@ -21,7 +21,7 @@ from natsblob.wire import CommitRequest, Info, Page
 
 class Statter(Protocol):
     async def stat(self, digest: Digest) -> Info:
-        """What is known of the blob; `BlobNotFoundError` where there is none."""
+        """What is known of the blob; `BlobNotFoundError` if there is none."""
         ...
 
     async def missing(self, digests: Sequence[Digest]) -> list[Digest]:
@@ -77,7 +77,7 @@ class Lister(Protocol):
 
 class Deleter(Protocol):
     async def delete(self, digest: Digest) -> Info:
-        """Remove the blob and answer what was removed; `BlobNotFoundError` where there is none."""
+        """Remove the blob and return what was removed; `BlobNotFoundError` if there is none."""
         ...
 
 
@@ -110,7 +110,7 @@ class Delegating(Protocol):
 
         Returns when the request is on its way: the frames, or an end frame that says that some are
         missing, come later or, if the replica dies, not at all, and the reader asks again. False
-        where this blob cannot be read so, and `BlobNotFoundError` where there is none. `ConflictError` if
+        where this blob cannot be read so, and `BlobNotFoundError` if there is none. `ConflictError` if
         it is not cut into chunks of `chunk_size`.
         """
         ...
@@ -125,21 +125,21 @@ class Staging(Protocol):
         ...
 
     async def direct_subject(self, stage: str, *, anew: bool = False) -> str | None:
-        """Where publishers put these chunks themselves; `None` where only workers may.
+        """Where publishers put these chunks themselves; `None` if only workers may.
 
         What is known of that may be some seconds old; with `anew` it is not.
         """
         ...
 
     async def staged(self, stage: str) -> list[int]:
-        """Indexes of the stored chunks, ascending; `UploadExpiredError` where the stage is unknown."""
+        """Indexes of the stored chunks, ascending; `UploadExpiredError` if the stage is unknown."""
         ...
 
     async def commit(self, stage: str, request: CommitRequest, seen: Seen | None) -> Info:
         """Make the staged chunks a blob; repeating it is harmless.
 
-        `seen` is what the worker saw pass by, if it saw all. `UploadExpiredError` where the stage is
-        unknown, aborted or too old, `DigestMismatchError` where the chunks are not what `request`
+        `seen` is what the worker saw pass by, if it saw all. `UploadExpiredError` if the stage is
+        unknown, aborted or too old, `DigestMismatchError` if the chunks are not what `request`
         says: then they are dropped.
         """
         ...

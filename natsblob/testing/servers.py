@@ -146,7 +146,7 @@ class EmbeddedCluster:
     async def settled(self) -> None:
         """Wait until all servers that run see one another and follow one JetStream leader.
 
-        `UnavailableError` where they do not in time, for example because most of them are down.
+        `UnavailableError` if they do not in time, for example because most of them are down.
         """
         running = {
             server.name: seat.monitor_port

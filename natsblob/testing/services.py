@@ -37,7 +37,7 @@ class WorkerProcess:
         await self._end(signal.SIGKILL)
 
     async def stop(self) -> int:
-        """Let it drain (SIGTERM), and answer its exit status."""
+        """Let it drain (SIGTERM), and return its exit status."""
         await self._end(signal.SIGTERM)
         return self._process.returncode or 0
 

@@ -22,4 +22,4 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     found: str
     means: str
     todo: str = ""
-    """Empty where nothing has to be done."""
+    """Empty if nothing has to be done."""

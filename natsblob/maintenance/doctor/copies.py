@@ -41,7 +41,7 @@ class _Jsz(msgspec.Struct):
     account_details: list[_Account] = []
 
     def figures(self, stream: str) -> Figures | None:
-        """Of the one stream with this name, or `None` where this server has none, or several accounts do."""
+        """Of the one stream with this name, or `None` if this server has none, or several accounts do."""
         found = [
             one.state
             for account in self.account_details
@@ -60,7 +60,7 @@ class _Pinged(msgspec.Struct):
 
 
 async def check_copies(connection: Connection, monitors: Sequence[str], stream: str) -> Check | None:
-    """Whether the servers count the same; `None` where fewer than two of them can be asked."""
+    """Whether the servers count the same; `None` if fewer than two of them can be asked."""
     first = await _look(connection, monitors, stream)
     if len(first) < 2:
         return None

@@ -27,7 +27,7 @@ _log = get_logger(__name__)
 
 
 def read_small(volume: Volume, digest: Digest, limit: int, verify: bool) -> bytes | None:
-    """The bytes of a blob that has at most `limit`, checked with `verify`; `None` where it has more."""
+    """The bytes of a blob that has at most `limit`, checked with `verify`; `None` if it has more."""
     blob = StoredBlob(volume, digest)
     try:
         blob.open()
