@@ -20,7 +20,7 @@ from natsblob.client.service import Service, decoded
 from natsblob.client.sources import BlobSource, source_of
 from natsblob.client.upload import Upload
 from natsblob.digest import Digest
-from natsblob.errors import BadRequestError, TooLargeError
+from natsblob.errors import BadRequestError, ConflictError, TooLargeError
 from natsblob.wire import Caps, GetRequest, HasReply, Info, ListRequest, MissingReply, Page
 
 DEFAULT_SERVER: Final = "nats://127.0.0.1:4222"
@@ -132,16 +132,14 @@ class Client:
         patience = self._patience(timeout)
         if offset < 0 or (length is not None and length < 0):
             raise BadRequestError("offset and length are not negative")
-        whole = offset == 0 and length is None
         data = await self._get_small(address, offset, length, patience)
-        if data is None:
-            fetch = await Fetch.of(self._service, address, patience)
-            gauge = Gauge(progress, fetch.info.size if whole else None)
-            data = await (fetch.whole(gauge) if whole else fetch.range(offset, length, gauge))
-        else:
-            gauge = Gauge(progress, None)
-        gauge.complete(len(data))
-        return data
+        if data is not None:
+            Gauge(progress, None).complete(len(data))
+            return data
+        try:
+            return await self._get_large(address, offset, length, progress, patience)
+        except ConflictError:  # the blob was stored in other chunks meanwhile
+            return await self._get_large(address, offset, length, progress, patience)
 
     async def _get_small(
         self, digest: Digest, offset: int, length: int | None, patience: float
@@ -156,6 +154,16 @@ class Client:
             if data is None or Digest.of(data) == digest:
                 return data
         raise corrupt(digest)
+
+    async def _get_large(
+        self, digest: Digest, offset: int, length: int | None, progress: Progress | None, patience: float
+    ) -> bytes:
+        whole = offset == 0 and length is None
+        fetch = await Fetch.of(self._service, digest, patience)
+        gauge = Gauge(progress, fetch.info.size if whole else None)
+        data = await (fetch.whole(gauge) if whole else fetch.range(offset, length, gauge))
+        gauge.complete(len(data))
+        return data
 
     @asynccontextmanager
     async def open(self, digest: Digest | str, *, timeout: float | None = None) -> AsyncIterator[BlobReader]:

@@ -12,6 +12,10 @@ import natsblob
 from natsblob.broker.connection import Access, connect
 from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.jetstream import JetStream
+from natsblob.client import Client
+from natsblob.client.fetch import Fetch
+from natsblob.client.service import Service
+from natsblob.digest import Digest
 from natsblob.errors import ConflictError
 from natsblob.objectstore.bucket import Bucket
 from natsblob.objectstore.objects import Objects
@@ -62,3 +66,30 @@ async def test_a_window_counts_the_chunks_that_the_client_knows(
     assert (await raw.frames(DIGEST, 1, 1, verify=verify, chunk_size=CHUNK))[-1].code == 409
     window = await raw.window(DIGEST, 1, 1, verify=verify, chunk_size=size)
     assert window == {1: DATA[4 * CHUNK :]}
+
+
+@pytest.mark.parametrize("begin", [0, CHUNK])
+async def test_a_get_begins_again(
+    raw: Raw, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, begin: int
+) -> None:
+    """Nobody who gets a blob has to know how it is cut."""
+    look = Fetch.of
+    looks = 0
+
+    async def too_soon(service: Service, digest: Digest, patience: float) -> Fetch:
+        nonlocal looks
+        looks += 1
+        fetch = await look(service, digest, patience)
+        if looks == 1:
+            await recut(raw, server)
+        return fetch
+
+    async def in_frames(*_: object) -> None:
+        """As for a blob that does not fit one reply."""
+
+    monkeypatch.setattr(Fetch, "of", too_soon)
+    monkeypatch.setattr(Client, "_get_small", in_frames)
+    async with natsblob.connect(server.url, prefix=raw.prefix) as blobs:
+        await blobs.put(DATA)
+        assert await blobs.get(DIGEST, offset=begin) == DATA[begin:]
+    assert looks == 2
