@@ -173,7 +173,8 @@ class Client:
                 async for chunk in reader:
                     ...
 
-        `BlobNotFoundError` if there is no such blob. `BlobReader` says what is verified when.
+        `BlobNotFoundError` if there is no such blob. `BlobReader` says what is verified when. A read is a
+        `ConflictError` if the blob has been put again in chunks of another size: open it anew.
         """
         reader = BlobReader(await Fetch.of(self._service, _digest(digest), self._patience(timeout)))
         try:
@@ -203,8 +204,8 @@ class Client:
         Other names (hard links) of an existing file keep what it was.
 
         `BlobNotFoundError` if there is no such blob, `ConflictError` while another process
-        downloads the same blob to the same path, `OSError` with the path if it cannot be written:
-        a directory, one that is missing, a link that leads nowhere.
+        downloads the same blob to the same path, or as for `open`, `OSError` with the path if it cannot be
+        written: a directory, one that is missing, a link that leads nowhere.
         """
         fetch = await Fetch.of(self._service, _digest(digest), self._patience(timeout))
         gauge = Gauge(progress, fetch.info.size)
