@@ -261,6 +261,8 @@ class Forwarder:
 
     def _try_to_fly(self, upload: Forwarded, chunk: Chunk) -> None:
         try:
+            if upload.commits:
+                raise busy()
             upload.check(chunk)
             self._let_fly(upload, chunk)
         except BlobError as error:

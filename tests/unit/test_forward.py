@@ -291,6 +291,17 @@ async def test_an_upload_that_was_forgotten_publishes_no_more_if_it_is_opened_ag
     assert len(lab.stream.published) == published
 
 
+async def test_a_chunk_that_has_waited_does_not_go_on_into_a_commit(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward, "IN_ORDER_WITHIN", 0.01)
+    lab.stream.chunk(1, of(1), "r1")
+    async with lab.forwarder.held_back(STAGE):
+        assert (await lab.answers.to("r1"))["error"]["code"] == BUSY
+    assert lab.stream.published == []
+    assert lab.forwarder._early.held == 0
+
+
 @pytest.mark.parametrize("metadata", [b"", b"[", b"\xff", b'{"nuid":1}', b'{"nuid":"another"}'])
 async def test_other_metadata_changes_nothing(lab: Lab, metadata: bytes) -> None:
     lab.stream.name(metadata)
