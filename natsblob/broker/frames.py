@@ -92,18 +92,20 @@ class _Window:
             if self._ended or self._epoch != self._connection.epoch:
                 await self._ask_again(patience)
             else:
-                await self._next_frame()
+                await self._next_frame(patience)
         self._taken = index + 1
         return self._frames.pop(index)
 
-    async def _next_frame(self) -> None:
+    async def _next_frame(self, patience: float) -> None:
         self._changed.clear()
+        # A window that went silent while another was taken has been waited for already. Frames of no use
+        # are a sign that somebody is there, but not for ever.
+        give_up_at = min(self._active_at + STALL_TIMEOUT, self._progress_at + patience)
         try:
-            # A window that went silent while another was taken has been waited for already.
-            async with asyncio.timeout_at(self._active_at + STALL_TIMEOUT):
+            async with asyncio.timeout_at(give_up_at):
                 await self._changed.wait()
         except TimeoutError:
-            self._fail(DeadlineError(f"no data for {STALL_TIMEOUT:g} s"))
+            self._fail(DeadlineError("data is missing and does not arrive"))
 
     async def _ask_again(self, patience: float) -> None:
         trouble = self._trouble or DeadlineError("data is missing and does not arrive")

@@ -374,7 +374,13 @@ class Objects:
             },
             options=Options(max_chunk_size=written.chunk_size),
         )
-        return await self._publish(info, expected_last)
+        entry = await self._publish(info, expected_last)
+        if written.chunks and entry.seq <= written.marks.seqs[-1]:
+            await shielded(
+                self._jetstream.purge(self._layout.stream, self._layout.meta(name), up_to=entry.seq)
+            )
+            raise UnavailableError("the stream was made anew while the blob was stored; a repeat is safe")
+        return entry
 
     async def link(
         self, target: Entry, digest: Digest, chunk_size: int, sums: bytes, expected_last: int
@@ -464,8 +470,12 @@ class Objects:
         await self._jetstream.purge(self._layout.stream, self._layout.chunks(nuid))
 
     async def clear(self, before: Entry | None, now: Entry) -> None:
-        """Purge the chunks of what an object has replaced."""
-        if before is None or before.info.deleted or not before.is_readable:
+        """Purge the chunks of what an object has replaced.
+
+        Not those of another client's object: its metadata may be a copy, and the chunks be those of a blob.
+        Collection removes them, if nothing names them.
+        """
+        if before is None or not (before.is_blob or (before.is_readable and before.info.link)):
             return
         if before.info.nuid and before.info.nuid != now.info.nuid:
             await shielded(self.drop(before.info.nuid))

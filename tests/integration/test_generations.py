@@ -20,13 +20,14 @@ from natsblob.broker.connection import Access, connect
 from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.jetstream import JetStream
 from natsblob.digest import Digest
-from natsblob.errors import BlobNotFoundError
+from natsblob.errors import BlobNotFoundError, UnavailableError
 from natsblob.maintenance.collect import Collector
 from natsblob.objectstore.bucket import Bucket, BucketConfig
 from natsblob.objectstore.cache import EntryCache
 from natsblob.objectstore.generation import Signs
 from natsblob.objectstore.info import new_nuid
 from natsblob.objectstore.objects import Objects
+from natsblob.objectstore.writer import Written
 from natsblob.store.jetstream import JetStreamStore
 from natsblob.testing.payloads import source
 
@@ -215,3 +216,25 @@ async def test_uploads_and_deletes_go_on_in_another_stream(lab: Lab) -> None:
     assert await lab.listed() == {again}
     await lab.store.delete(again)
     assert await lab.listed() == set()
+
+
+@pytest.mark.parametrize("how", ["small", "large"])
+async def test_no_put_is_acknowledged_whose_chunks_are_in_the_stream_of_before(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    data = b"x" * (100 if how == "small" else 10_000)
+    write = lab.objects.write_one if how == "small" else lab.objects.write
+
+    async def anew(*given: Any) -> Written:
+        written = await write(*given)
+        await lab.make_anew()
+        return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.objects, write.__name__, anew)
+        with pytest.raises(UnavailableError):
+            await lab.store.put(source(data))
+    digest = Digest.of(data)
+    await check(lab, [], [digest])
+    await lab.store.put(source(data))
+    await check(lab, [digest], [])

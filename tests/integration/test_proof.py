@@ -250,3 +250,13 @@ async def test_records_of_what_was_deleted_go_without_those_that_came_since(
         assert not await Proofs(objects).holds(now)
         await proofs.forget(digest(SMALL), now.seq)
     assert await records(raw) == 0
+
+
+async def test_the_chunks_of_a_blob_outlast_a_copy_of_its_metadata(raw: Raw, server: EmbeddedServer) -> None:
+    other = pattern(200)
+    async with natsblob.connect(server.url, prefix=raw.prefix) as blobs:
+        await blobs.put(SMALL)
+        await raw.js.publish(meta(raw, other), msgspec.json.encode(await info(raw, SMALL)))
+        assert (await blobs.put(other)).created
+        assert await blobs.get(digest(other)) == other
+        assert await blobs.get(digest(SMALL)) == SMALL

@@ -189,3 +189,29 @@ async def test_a_cancellation_anywhere_leaves_no_listener(step: int) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert source._wire.listeners == 0
+
+
+async def test_frames_of_no_use_keep_nobody_waiting_for_ever() -> None:
+    wire_ = Wire()
+    replies: list[str] = []
+
+    class Silent(Source):
+        async def ask(self, first: int, count: int, reply: str, attempt: int) -> None:
+            await super().ask(first, count, reply, attempt)
+            replies.append(reply)
+
+    source = Silent(wire_, lambda _frames, _number: None)
+
+    async def chatter() -> None:
+        while True:
+            for reply in replies:
+                wire_._dispatch(Message(reply, "", b"junk", {wire.CHUNK: "0"}))
+            await asyncio.sleep(0.005)
+
+    talking = asyncio.create_task(chatter())
+    try:
+        with pytest.raises(DeadlineError):
+            async with asyncio.timeout(5):
+                await read(source, patience=0.1)
+    finally:
+        talking.cancel()
