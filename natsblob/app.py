@@ -88,7 +88,9 @@ class Serving(NamedTuple):
 
 
 def ready_line(settings: Settings, url: str, replicas: int) -> str:
-    return f"natsblob ready url={url} bucket={settings.bucket} replicas={replicas} workers={settings.workers}"
+    of_bucket = f"bucket={settings.bucket} replicas={replicas}"
+    stored = of_bucket if settings.backend == "jetstream" else f"storage={settings.backend}"
+    return f"natsblob ready url={url} {stored} workers={settings.workers}"
 
 
 @asynccontextmanager

@@ -177,7 +177,7 @@ class DirectClient(Client):
 
     async def _process_err(self, err_msg: str) -> None:
         """Tell what the server complains about. If it is serious, the server ends the connection itself."""
-        await self._error_cb(nats_errors.Error(f"nats: {err_msg[:_LONGEST_COMPLAINT].lower()}"))
+        await self._error_cb(nats_errors.Error(f"nats: {err_msg[:_LONGEST_COMPLAINT]}"))
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         info = _check_information(info)

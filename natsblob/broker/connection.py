@@ -262,8 +262,8 @@ class Connection(AbstractAsyncContextManager["Connection"]):
     def refused(self, error: NotAllowedError) -> None:
         """The server refused a subject: tell who waits for an answer that cannot come."""
         named = _QUOTED.search(error.message)
-        subject = named.group(1) if named else ""
-        if "subscription" in error.message:
+        subject = named.group(1).lower() if named else ""
+        if "subscription" in error.message.lower():
             waiting = [one for one, asked in self._subscribing.items() if asked == subject]
             for one in waiting:
                 if not one.done():
@@ -303,7 +303,7 @@ class Connection(AbstractAsyncContextManager["Connection"]):
         if isinstance(error, UnexpectedEOF) and self.trouble:
             return  # the server has said why
         self.trouble = str(error) or type(error).__name__
-        self._complaints += _NO_MORE in self.trouble
+        self._complaints += _NO_MORE in self.trouble.lower()
 
     def _lose(self) -> None:
         self.usable.clear()

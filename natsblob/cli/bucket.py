@@ -78,7 +78,7 @@ async def create(
     description: Annotated[str, Parameter(metavar="TEXT")] = "",
     cluster: Annotated[str | None, Parameter(metavar="NAME")] = None,
     tag: Annotated[tuple[str, ...], Parameter(metavar="NAME")] = (),
-    uploads: Literal["direct", "relayed"] = "direct",
+    uploads: Literal["direct", "relayed"] | None = None,
     rollups: Annotated[bool, Parameter(negative=())] = False,
     common: Common = UNSET,
 ) -> None:
@@ -106,7 +106,7 @@ async def create(
         Only on servers with this tag; may be given several times.
     uploads
         Who writes the chunks of large puts into the stream: publishers that are trusted with the whole
-        bucket, or workers only, through which they are relayed.
+        bucket, or workers only, through which they are relayed. [default: direct, without --rollups]
     rollups
         Let other Object Store clients write here too. Whoever may write into the stream can then also
         empty it, by a header; all uploads are relayed.
@@ -114,6 +114,8 @@ async def create(
     from natsblob.objectstore.bucket import BucketConfig
 
     size, age = _limits(max_bytes, max_age)
+    if rollups and uploads == "direct":
+        raise UsageError("--rollups has all uploads relayed: leave out --uploads direct, or --rollups")
     async with _bucket(common) as one:
         config = BucketConfig(
             name=one.name,
@@ -126,7 +128,7 @@ async def create(
             cluster=cluster,
             tags=tag,
             rollups=rollups,
-            uploads=uploads,
+            uploads=uploads or "direct",
         )
         found = await one.create(config)
         if differing := one.differing(found, config):
@@ -152,7 +154,7 @@ async def set_(
     *,
     replicas: Replicas | None = None,
     uploads: Literal["direct", "relayed"] | None = None,
-    rollups: bool | None = None,
+    rollups: Annotated[bool | None, Parameter(negative="--no-rollups")] = None,
     common: Common = UNSET,
 ) -> None:
     """Change how many servers hold the bucket, or who writes into it.
@@ -235,6 +237,7 @@ async def adopt(*, force: Annotated[bool, Parameter(negative=())] = False, commo
     out = Stdout()
     outcomes: Counter[str] = Counter()
     async with _bucket(common) as one:
+        old_subject = one.old_ingest((await one.info()).config)
         older = await move(one, force=force)
         found = await one.info()
         mode, total = one.uploads(found.config), found.state.bytes
@@ -258,6 +261,8 @@ async def adopt(*, force: Annotated[bool, Parameter(negative=())] = False, commo
     if not common.quiet:
         counted = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
         say(f"{counted or 'nothing to adopt'}; uploads are {mode}")
+        if old_subject is not None and one.old_ingest(found.config) is None:
+            say(f"the bucket takes no more chunks on {old_subject}")
     if older and not force:
         say(
             f"workers of an older version serve the bucket ({', '.join(older)}), so that it still takes "

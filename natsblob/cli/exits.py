@@ -87,7 +87,7 @@ _MEANINGS: Final[tuple[tuple[type[BlobError], Meaning], ...]] = (
         BlobCorruptError,
         Meaning(
             Exit.MISMATCH,
-            "Do not use what was read. Other blobs are not affected; remove this one, put it again.",
+            "Do not use what was read. Other blobs are not affected; put the original again to heal it.",
         ),
     ),
     (

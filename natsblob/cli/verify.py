@@ -174,8 +174,9 @@ async def _read(one: Stored | Client, after: Digest | None, rate: int, common: C
         say(f"no wrong bytes were delivered{whose}. Put the originals again, or remove them")
     if counts["foreign"]:
         say(
-            f"{counts['foreign']} objects of other clients have names that are digests of something else and "
-            "are no blobs. A put of the content replaces them; `natsblob bucket adopt` keeps what is in them"
+            "objects of other clients that are named by a digest that is not theirs, and so no blobs: "
+            f"{counts['foreign']}. A put of the content replaces them; "
+            "`natsblob bucket adopt` keeps what is in them"
         )
     return Exit.MISMATCH if counts["corrupt"] or counts["foreign"] else Exit.OK
 

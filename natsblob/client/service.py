@@ -86,7 +86,12 @@ class Service:
                 raise DeadlineError(f"no answer on {subject} within {patience:g} s")
             answer = self.once(subject, body, headers=headers, timeout=min(allowed, left))
             allowed *= 2
-            return await answer
+            try:
+                return await answer
+            except DeadlineError as error:
+                if loop.time() < give_up_at:
+                    raise
+                raise DeadlineError(f"no answer on {subject} within {patience:g} s") from error
 
         return await retrying(attempt, patience=patience)
 

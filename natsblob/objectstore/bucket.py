@@ -133,6 +133,11 @@ class Bucket:
             return await self._explained(self._stream_config(config), create=True)
         except ConflictError:  # somebody else created it meanwhile
             return await self.info()
+        except NotAllowedError as error:
+            raise NotAllowedError(
+                f"there is no bucket {self.name}, and these credentials may not create it; with those of an "
+                f"administrator: natsblob bucket create --bucket {self.name}"
+            ) from error
 
     def differing(self, found: StreamInfo, config: BucketConfig) -> list[str]:
         """What a bucket that is there has otherwise than asked for, in words."""

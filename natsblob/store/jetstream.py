@@ -212,7 +212,9 @@ class JetStreamStore:
         entry = await self._objects.resolve(entry)
         if not is_link or digest_of(entry.info) != digest:
             what = (
-                "the object that it was adopted from has changed" if is_link else "this object is another's"
+                "the object that it was adopted from has changed"
+                if is_link
+                else "the object of that name has other content"
             )
             raise BlobNotFoundError(f"no blob {digest}: {what}")
         return entry

@@ -34,7 +34,13 @@ def monitor_url(text: str) -> str:
         whole = parsed.hostname and parsed.port != 0 and not parsed.query and not parsed.fragment
     except ValueError as error:
         raise ValueError(complaint) from error
-    if parsed.scheme not in ("http", "https") or not whole or not url.isprintable() or " " in url:
+    if (
+        text.isdecimal()
+        or parsed.scheme not in ("http", "https")
+        or not whole
+        or not url.isprintable()
+        or " " in url
+    ):
         raise ValueError(complaint)
     return url.rstrip("/")
 

@@ -51,7 +51,7 @@ async def check_storage(jetstream: JetStream, bucket: Bucket, api: str) -> Async
             status=Status.WARN,
             found="these credentials may not use it, or it does not answer",
             means="A client needs none of it: only workers do. The bucket cannot be examined from here.",
-            todo="Run this with the credentials of a worker's storage to examine the bucket.",
+            todo="To examine the bucket, run this as an administrator, or with all settings of a worker.",
         )
         return
     try:
@@ -164,18 +164,18 @@ def _check_permissions(reaches: dict[_Need, Reach], bucket: Bucket, hears_chunks
     ]
     if not hears_chunks:
         lesser.append(
-            f"subscribing to {bucket.layout.chunks('*')} (to hash chunks as they pass; without it each "
+            f"subscribe to {bucket.layout.chunks('*')} (to hash chunks as they pass; without it each "
             "direct upload is read back)"
         )
     if lacking or lesser:
         return Check(
             name="permissions",
             status=Status.FAIL if lacking else Status.WARN,
-            found=f"no answer to {'; '.join((*lacking, *lesser))}",
+            found=f"not allowed, or not answered: {'; '.join((*lacking, *lesser))}",
             means="A worker whose storage has these credentials cannot do its work."
             if lacking
             else "Workers with these credentials serve blobs, and leave that undone. What is stored is safe.",
-            todo="Allow this user to do so; deploy/accounts/accounts.conf has a complete example.",
+            todo="If workers use these credentials, allow it: deploy/accounts/accounts.conf shows how.",
         )
     return Check(
         name="permissions",
