@@ -110,7 +110,14 @@ class _Window:
     async def _ask_again(self, patience: float) -> None:
         trouble = self._trouble or DeadlineError("data is missing and does not arrive")
         waited = asyncio.get_running_loop().time() - self._progress_at
-        if not trouble.retryable or waited > patience:
+        if not trouble.retryable:
+            raise trouble
+        if waited > patience:
+            if isinstance(trouble, DeadlineError):
+                raise DeadlineError(
+                    f"no data for {waited:.0f} s: it cannot be read for now, or is damaged, which "
+                    "`natsblob verify --replicas` tells"
+                ) from trouble
             raise trouble
         self._attempt = 0 if self._progress else self._attempt + 1
         if self._attempt:

@@ -193,6 +193,8 @@ def test_rm_removes_what_is_there_and_says_what_was_not(natsblob: Cli) -> None:
         ["ls", "--config", "no-such-file"],
         ["no-such-command"],
         ["bucket", "set"],
+        ["bucket", "create", "--rollups", "--uploads", "direct"],
+        ["doctor", "--monitor", "8222"],
         ["bucket", "set", "--replicas", "9"],
         ["serve", "--workers", "0"],
     ],

@@ -165,6 +165,15 @@ def test_a_bucket_that_differs_is_left_as_it_is_and_told_about(natsblob: Cli, fl
     assert record(natsblob, "bucket", "info") == first
 
 
+def test_who_writes_into_a_bucket_is_changed_there_and_back(natsblob: Cli) -> None:
+    created = record(natsblob, "bucket", "create", "--rollups")
+    assert (created["uploads"], created["rollups"]) == ("relayed", True)
+    changed = record(natsblob, "bucket", "set", "--no-rollups", "--uploads", "direct")
+    assert (changed["uploads"], changed["rollups"]) == ("direct", False)
+    changed = record(natsblob, "bucket", "set", "--rollups")
+    assert (changed["uploads"], changed["rollups"]) == ("relayed", True)
+
+
 def test_a_bucket_that_is_not_there(natsblob: Cli) -> None:
     for command in (["info"], ["set", "--replicas", "1"], ["adopt"]):
         assert natsblob("bucket", *command).code == 3
@@ -324,6 +333,16 @@ async def test_an_export_that_lets_one_reply_through_is_found(
     assert code == (0 if status == "ok" else 1)
     # Clients may not use JetStream, and need not.
     assert found["jetstream"] == "warn"
+
+
+async def test_a_worker_that_may_not_create_its_bucket_names_it(tmp_path: Path) -> None:
+    permissions = 'permissions: { publish: { deny: ["$JS.API.STREAM.CREATE.>"] } }'
+    denied = f"authorization {{ users: [ {{ user: a, password: pw, {permissions} }} ] }}"
+    async with temporary_server(extra=denied) as server:
+        cli = Cli(tmp_path, NATSBLOB_SERVER=server.url, NATSBLOB_USER="a", NATSBLOB_PASSWORD="pw")
+        ran = await asyncio.to_thread(cli, "serve", "--bucket", "missing")
+    assert ran.code == 6
+    assert "natsblob bucket create --bucket missing" in ran.err
 
 
 @pytest.mark.parametrize(
