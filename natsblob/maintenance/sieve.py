@@ -11,9 +11,10 @@ _PLACES: Final = 4
 
 
 class Sieve:
-    """A set of strings in 2 to 4 bytes each. It knows all that were added, and takes a few others for them.
+    """A Bloom filter: a set of strings in 2 to 4 bytes each, which takes a few others for members.
 
-    Of as many as it was made for that is at most one other in 400; with every sieve it is others.
+    With as many members as it was made for, it takes at most one other string in 400 for one, and another
+    filter takes other ones.
     """
 
     def __init__(self, count: int) -> None:

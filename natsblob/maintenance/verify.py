@@ -10,7 +10,7 @@ import msgspec
 
 from natsblob.client import Client
 from natsblob.digest import Digest
-from natsblob.errors import BlobCorruptError, BlobNotFoundError
+from natsblob.errors import BlobCorruptError, BlobNotFoundError, ConflictError
 from natsblob.hashing import ConcurrentHasher
 from natsblob.objectstore.copies import UnreadableError
 from natsblob.objectstore.info import Entry, digest_of
@@ -66,8 +66,8 @@ async def verify_served(
         if after is None or info.digest.hex > after.hex:
             try:
                 yield await _verified_as_given(blobs, info.digest, pace)
-            except BlobNotFoundError:
-                continue  # deleted
+            except (BlobNotFoundError, ConflictError):
+                continue  # deleted, or put again at this moment
 
 
 async def _verified_as_given(blobs: Client, digest: Digest, pace: _Pace) -> Verified:

@@ -14,9 +14,11 @@ from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.jetstream import JetStream
 from natsblob.client import Client
 from natsblob.client.fetch import Fetch
+from natsblob.client.reader import BlobReader
 from natsblob.client.service import Service
 from natsblob.digest import Digest
 from natsblob.errors import ConflictError
+from natsblob.maintenance.verify import verify_served
 from natsblob.objectstore.bucket import Bucket
 from natsblob.objectstore.objects import Objects
 from natsblob.store.jetstream import JetStreamStore
@@ -93,3 +95,24 @@ async def test_a_get_begins_again(
         await blobs.put(DATA)
         assert await blobs.get(DIGEST, offset=begin) == DATA[begin:]
     assert looks == 2
+
+
+async def test_verification_goes_on(
+    raw: Raw, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = BlobReader.__anext__
+    seen: list[Digest] = []
+
+    async def replaced(reader: BlobReader) -> bytes:
+        seen.append(reader.info.digest)
+        if reader.info.digest.hex == DIGEST and seen.count(reader.info.digest) == 1:
+            await recut(raw, server)
+        return await step(reader)
+
+    monkeypatch.setattr(BlobReader, "__anext__", replaced)
+    async with natsblob.connect(server.url, prefix=raw.prefix) as blobs:
+        await blobs.put(DATA)
+        others = {(await blobs.put(bytes([first]))).digest for first in range(20)}
+        found = {one.digest: one.outcome async for one in verify_served(blobs)}
+    assert found.keys() >= {other.hex for other in others}
+    assert set(found.values()) == {"ok"}
