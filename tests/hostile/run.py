@@ -26,6 +26,8 @@ from tests.integration.raw import TIMEOUT, Raw, Wire, service
 
 LANES: Final = 8
 """Cells at a time."""
+FOR_NODE: Final = 200
+"""Blobs that JavaScript reads at a time: it leaves consumers behind, and their number has a limit."""
 ACK: Final = 1.0
 """Seconds for the answer to a chunk; some messages get none."""
 
@@ -187,10 +189,14 @@ class Hostile:
 
         await self._each(results, one)
         others = {result.digest: result for result in results if not result.cell.is_late}
-        if self.node and others:
-            read = await readers.by_javascript(self.node, self.url, self.raw.bucket, list(others))
-            for digest, problem in read.items():
-                self._note(others[digest], {"@nats-io/obj": problem}, when)
+        for start in range(0, len(others) if self.node else 0, FOR_NODE):
+            some = list(others)[start : start + FOR_NODE]
+            if self.node:
+                read = await readers.by_javascript(self.node, self.url, self.raw.bucket, some)
+                for digest, problem in read.items():
+                    self._note(others[digest], {"@nats-io/obj": problem}, when)
+            for consumer in await self.raw.js.consumers_info(self.raw.stream):
+                await self.raw.js.delete_consumer(self.raw.stream, consumer.name)
 
     def _note(self, result: Result, found: dict[str, readers.Problem], when: str) -> None:
         self.report.readers |= found.keys()
