@@ -3,7 +3,7 @@
 No clock of a server is believed. A worker purges only what it has itself seen unnamed and unchanged for as
 long as the grace time, by its own clock, which does not step; and whoever names chunks does so within half of
 that, or gives up. Before staged chunks are purged it is recorded, where commits look, that they are dropped
-(ADR 0005; ADR 0017 says what holds where there is no room for that).
+(ADR 0005; ADR 0017 says what holds if there is no room for that).
 """
 
 from __future__ import annotations

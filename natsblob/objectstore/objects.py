@@ -96,7 +96,7 @@ class Objects:
         return Entry.decode(stored) if stored else None
 
     async def newest_anywhere(self, name: str) -> Entry | None:
-        """As `newest`; where the leader has none, or a delete marker, as the copy that has the newest.
+        """As `newest`; if the leader has none, or a delete marker, as the copy that has the newest.
 
         `UnreadableError` if the leader counts what nobody gives: a server answers "not found" also while
         its disk fails.
@@ -169,7 +169,7 @@ class Objects:
     async def named_chunks(self, among: AbstractSet[str]) -> set[str]:
         """Which of these nuids and names belong to objects that are there, as of now or later.
 
-        `UnavailableError` if that cannot be told. A delete marker names nothing: where its purge got
+        `UnavailableError` if that cannot be told. A delete marker names nothing: if its purge got
         lost, the chunks are to be collected.
         """
         return await retrying(lambda: self._named_chunks(among), patience=_PATIENCE)
@@ -270,7 +270,7 @@ class Objects:
                 yield chunk
 
     async def _read_one(self, source: ChunkSource, index: int, seq: int) -> AsyncIterator[bytes]:
-        """One chunk in one question, where it is where the metadata says; else as any other."""
+        """One chunk by one request, if it is where the metadata says; otherwise as any other."""
         frame = await self._jetstream.frame_at(self._layout.stream, seq)
         if (
             frame is not None
@@ -283,7 +283,7 @@ class Objects:
             yield chunk
 
     async def get(self, name: str) -> AsyncIterator[bytes]:
-        """The bytes of an object; `BlobCorruptError` at the end where they are not what its digest says."""
+        """The bytes of an object; `BlobCorruptError` at the end if they are not what its digest says."""
         entry = await self.find(name)
         if entry is None:
             raise BlobNotFoundError(f"no object {name!r}")
@@ -307,7 +307,7 @@ class Objects:
         return True
 
     async def write(self, source: AsyncIterable[bytes]) -> Written:
-        """Store bytes as chunks that nothing names yet; where that fails they are dropped again."""
+        """Store bytes as chunks that nothing names yet; if that fails, they are dropped again."""
         written, seqs = await self._write(source, self.window)
         if all(before < after for before, after in pairwise(seqs)):
             return written
@@ -346,7 +346,7 @@ class Objects:
         )
 
     async def newest_or_drop(self, name: str, nuid: str) -> Entry | None:
-        """As `newest`; where it cannot be told, chunks that were written for this name are dropped."""
+        """As `newest`; if it cannot be told, chunks that were written for this name are dropped."""
         return await self._or_drop(nuid, self.newest(name))
 
     async def _or_drop(self, nuid: str, writing: Coroutine[Any, Any, T]) -> T:

@@ -71,7 +71,7 @@ class Proofs:
         self._doubted: OrderedDict[str, tuple[Record, bool]] = OrderedDict()
         """What was found to be bad, by name, and whether that is recorded."""
         self._read: OrderedDict[str, Record] = OrderedDict()
-        """What was read and is good, by name: where nothing can be recorded, it counts."""
+        """What was read and is good, by name: it counts if nothing can be recorded."""
         objects.bucket.on_renewal.append(self._read.clear)
 
     async def holds(self, entry: Entry, *, within: float = READING) -> bool:

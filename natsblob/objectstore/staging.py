@@ -44,7 +44,7 @@ from natsblob.wire import CommitRequest, Marks, marks_of
 
 
 class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What becomes of staged chunks. A drop names the digest where that content is stored already."""
+    """What becomes of staged chunks. A drop names the digest if that content is stored already."""
 
     action: Literal["commit", "drop"]
     digest: str = ""
@@ -134,7 +134,7 @@ class Staging:
     async def give_up(self, stage: str, *, was_decided: bool) -> bool:
         """Record that the stage is dropped, and whether its chunks can be purged at once.
 
-        Not where a commit is decided. If it was so for long and named nothing, a drop takes its place; but
+        Not if a commit is decided. If it was so for long and named nothing, a drop takes its place; but
         somebody who has read it may still name the chunks, so that they are purged another grace time later.
         """
         try:
@@ -157,7 +157,7 @@ class Staging:
             await self._jetstream.purge(self._layout.stream, subject, up_to=seq)
 
     async def _count(self, stage: str, expected: int) -> int:
-        """How many chunks are stored there, as the leader says, and others where it knows of too few.
+        """How many chunks are stored there, as the leader says, and others if it knows of too few.
 
         A server that another has taken the lead from goes on answering until it hears of that.
         """
@@ -297,7 +297,7 @@ class Staging:
         return await self._proofs.holds(before)
 
     async def _name(self, written: Written, before: Entry | None, decided: int | None = None) -> Committed:
-        """Give chunks their name; `decided` is where it was decided to, if by another commit."""
+        """Give chunks their name; `decided` is the sequence of the decision if another commit made it."""
         name = written.digest.hex
         written.check_age(self._expiry)
         try:

@@ -68,9 +68,9 @@ class _Named(msgspec.Struct):
 class Forwarder:
     """The uploads that go through one worker.
 
-    `chunk_subject` says where the chunks of a stage belong; on `beneath` and a stage they come here. On
-    `metadata` is heard which chunks have been named, by any worker: no more are taken for those. `admit`
-    raises if there is no room for so many bytes.
+    `chunk_subject` says where the chunks of a stage belong. They come here on `<beneath>.<stage>`. What comes
+    on `metadata` tells which chunks any worker has named: no more are taken for those. `admit` raises if
+    there is no room for so many bytes.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Forwarder:
     def begin(self, stage: str, *, is_whole: bool, chunk_size: int) -> tuple[str, int]:
         """Where an upload's chunks go, and how many may be unanswered.
 
-        `is_whole` where no chunk of it can have been published yet.
+        `is_whole` says that no chunk of it can have been published yet.
         """
         upload = self._known.get(stage)
         if upload is None:

@@ -33,7 +33,7 @@ class Chunk:
 
 @dataclass(slots=True)
 class Flight:
-    """A chunk on its way. Its publisher is answered once it is stored, and hashed where that matters."""
+    """A chunk on its way. Its publisher is answered once it is stored, and hashed if that matters."""
 
     crc: int
     reply: str
@@ -114,7 +114,7 @@ class Forwarded:
         self.is_whole = self._is_sure = False
 
     def place(self, index: int) -> int:
-        """The stream sequence of a chunk; 0 where that is not known."""
+        """The stream sequence of a chunk; 0 if that is not known."""
         return self._seqs[index] if index < self.taken else 0
 
     def take_next(self, chunk: Chunk) -> None:

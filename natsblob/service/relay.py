@@ -1,7 +1,7 @@
-"""Uploads whose chunks this worker takes and stores itself, where clients cannot reach the store.
+"""Uploads whose chunks this worker takes and stores itself, for stores that cannot stage them.
 
 To a client it looks the same: it publishes to a chunk subject and is answered for each chunk. An upload
-lives in one worker here; where that is lost the client begins again.
+lives in one worker here; if that is lost, the client begins again.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ class RelayUploads:
         return self._opened(upload, chunk_size)
 
     async def _make_room(self) -> None:
-        """Drop the upload that has been idle for longest, where too many are open."""
+        """Drop the upload that has been idle for longest, if too many are open."""
         if len(self._open) < MAX_UPLOADS:
             return
         relay, task = min(self._open.values(), key=lambda entry: entry[0].heard_at)

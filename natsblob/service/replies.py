@@ -33,7 +33,7 @@ class Replies:
         self._prefixes = tuple(prefixes)
 
     def allows(self, subject: str) -> bool:
-        """Whether `subject` may be answered to; counted as dropped where not."""
+        """Whether `subject` may be answered to; counted as dropped if not."""
         if (
             subject.startswith(self._prefixes)
             and len(subject.encode()) <= LONGEST
@@ -52,7 +52,7 @@ class Replies:
         return self._connection.carries(len(reply.data), reply.headers)
 
     async def send(self, subject: str, reply: Reply) -> None:
-        """Publish one message of an answer, waiting where the connection is behind."""
+        """Publish one message of an answer, waiting while the connection is behind."""
         await self._connection.publish(subject, reply.data, headers=reply.headers or None)
 
     def refuse(self, subject: str, error: BlobError) -> None:
@@ -60,7 +60,7 @@ class Replies:
         self.answer_now(subject, Reply(*wire.encode_error(error)))
 
     def answer_now(self, subject: str, reply: Reply) -> None:
-        """Answer at once and without waiting; where the connection has no room, nothing is sent."""
+        """Answer at once and without waiting; if the connection has no room, nothing is sent."""
         try:
             self._connection.publish_now(subject, reply.data, headers=reply.headers or None)
         except BlobError as trouble:

@@ -140,7 +140,7 @@ class Taps:
         await asyncio.wait({tap.ready, task}, return_when=asyncio.FIRST_COMPLETED)
 
     async def seen(self, stage: str, chunks: int) -> Seen | None:
-        """What was seen of an upload, where it was all of its `chunks` chunks."""
+        """What was seen of an upload, if that was all of its `chunks` chunks."""
         watched = self._taps.get(stage)
         return await watched[0].seen(chunks) if watched else None
 

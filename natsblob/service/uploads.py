@@ -82,7 +82,7 @@ class StagedUploads:
     """Uploads whose chunks are staged in the store: by their publishers directly, or by workers.
 
     A worker that published the chunks itself, or watched them pass, knows their digest when it is asked to
-    commit. Another worker, or this one where it missed something, reads them back.
+    commit. Another worker reads them back, and so does this one if it missed something.
     """
 
     def __init__(
