@@ -191,7 +191,8 @@ async def test_a_cancellation_anywhere_leaves_no_listener(step: int) -> None:
     assert source._wire.listeners == 0
 
 
-async def test_frames_of_no_use_keep_nobody_waiting_for_ever() -> None:
+async def test_frames_of_no_use_keep_nobody_waiting_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "STALL_TIMEOUT", 3.0)
     wire_ = Wire()
     replies: list[str] = []
 
