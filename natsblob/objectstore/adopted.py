@@ -7,6 +7,7 @@ the link's own nuid, which other clients never read. They go with the link.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +21,7 @@ from natsblob.wire import chunk_sum
 
 ADOPTED_KEY: Final = "natsblob.adopted"
 """In a link's `metadata`: the nuid of the object, bytes in its chunks, bytes in a chunk of their sums."""
+_ADOPTED: Final = re.compile(r"(\S+) ([1-9][0-9]{0,14}) ([1-9][0-9]{0,14})", re.ASCII)
 SUM_BYTES: Final = 4
 MAX_SUMS: Final = 1 << 20
 """Chunks of an object that is linked: 128 GiB in chunks of 128 KiB."""
@@ -69,18 +71,18 @@ def followed(link: Entry, target: Entry) -> Entry:
 
     As it is if it has been replaced since, or if another client made the link.
     """
-    nuid, _, sizes = (link.info.metadata or {}).get(ADOPTED_KEY, "").partition(" ")
-    chunk_size, _, sums_size = sizes.partition(" ")
-    if nuid != target.info.nuid or not (chunk_size.isdecimal() and sums_size.isdecimal()):
+    found = _ADOPTED.fullmatch((link.info.metadata or {}).get(ADOPTED_KEY, ""))
+    if found is None or found[1] != target.info.nuid:
         return target
+    chunk_size, sums_size = int(found[2]), int(found[3])
     size = target.info.chunks * SUM_BYTES
     sums = msgspec.structs.replace(
         link.info,
         size=size,
-        chunks=chunking.count(size, max(1, int(sums_size))),
-        options=Options(max_chunk_size=int(sums_size)),
+        chunks=chunking.count(size, sums_size),
+        options=Options(max_chunk_size=sums_size),
     )
     info = msgspec.structs.replace(
-        target.info, digest=link.info.digest, metadata=None, options=Options(max_chunk_size=int(chunk_size))
+        target.info, digest=link.info.digest, metadata=None, options=Options(max_chunk_size=chunk_size)
     )
     return Entry(info, target.seq, target.modified, sums=sums)

@@ -100,3 +100,36 @@ async def test_a_chunk_that_gives_itself_another_place_is_healed_by_a_put(
         await blobs.put(DATA)
         assert await blobs.get(digest) == DATA
     await raw.still_answers()
+
+
+@pytest.mark.parametrize("sizes", ["0 0", f"{'9' * 5000} 8192", f"8192 {'9' * 5000}", f"{'9' * 40} 1"])
+async def test_a_link_that_tells_of_impossible_chunks_spoils_no_list(
+    raw: Raw, server: EmbeddedServer, sizes: str
+) -> None:
+    size = 2 * CHUNK
+    target = await theirs(raw, server.url, plain(DATA[:size], CHUNK), chunk_size=CHUNK, size=size)
+    digest = hashlib.sha256(DATA[:size])
+    name = urlsafe_b64encode(b"named").decode()
+    stored = await raw.js.get_last_msg(
+        raw.stream, f"$O.{raw.bucket}.M.{urlsafe_b64encode(target.encode()).decode()}"
+    )
+    original = msgspec.json.decode(stored.data or b"")
+    await raw.js.publish(f"$O.{raw.bucket}.M.{name}", msgspec.json.encode({**original, "name": "named"}))
+    link = {
+        "name": digest.hexdigest(),
+        "bucket": raw.bucket,
+        "nuid": "link",
+        "size": 0,
+        "chunks": 0,
+        "digest": original["digest"],
+        "metadata": {"natsblob.adopted": f"theirs {sizes}"},
+        "options": {"link": {"bucket": raw.bucket, "name": "named"}},
+    }
+    await raw.js.publish(
+        f"$O.{raw.bucket}.M.{urlsafe_b64encode(target.encode()).decode()}", msgspec.json.encode(link)
+    )
+    async with natsblob.connect(server.url, prefix=raw.prefix) as blobs:
+        good = (await blobs.put(b"good")).digest
+        found = [info.digest async for info in blobs.list()]
+        assert good in found
+        assert await blobs.get(digest.hexdigest()) == DATA[:size]
