@@ -50,6 +50,8 @@ T = TypeVar("T")
 
 WINDOW_BYTES: Final = 8 * 1024 * 1024
 """Bytes unanswered in a write and asked for in one window of a read; batches have no flow control."""
+_LONGEST_NAME: Final = 64 * 1024
+"""Characters of a name: with more, no server takes the subject that an object would lie on."""
 _RACES: Final = 8
 _AT_ONCE: Final = 32
 _PATIENCE: Final = 2.0
@@ -191,7 +193,8 @@ class Objects:
         link = entry.info.link
         if link is None:
             return entry
-        target = await self.find(link.name) if link.name and link.bucket == self.bucket.name else None
+        is_here = link.bucket == self.bucket.name and 0 < len(link.name or "") <= _LONGEST_NAME
+        target = await self.find(link.name) if link.name and is_here else None
         if target is None or not target.is_content:
             raise BlobNotFoundError("the object that this link points to is gone")
         return followed(entry, target)

@@ -133,3 +133,26 @@ async def test_a_link_that_tells_of_impossible_chunks_spoils_no_list(
         found = [info.digest async for info in blobs.list()]
         assert good in found
         assert await blobs.get(digest.hexdigest()) == DATA[:size]
+
+
+@pytest.mark.parametrize("length", [2_900, 3_500, 100_000, 700_000])
+async def test_a_link_to_a_name_that_is_too_long_spoils_no_list(
+    raw: Raw, server: EmbeddedServer, length: int
+) -> None:
+    digest = hashlib.sha256(DATA)
+    link = {
+        "name": digest.hexdigest(),
+        "bucket": raw.bucket,
+        "nuid": "link",
+        "digest": f"SHA-256={urlsafe_b64encode(digest.digest()).decode()}",
+        "options": {"link": {"bucket": raw.bucket, "name": "n" * length}},
+    }
+    name = urlsafe_b64encode(digest.hexdigest().encode()).decode()
+    await raw.js.publish(f"$O.{raw.bucket}.M.{name}", msgspec.json.encode(link))
+    async with natsblob.connect(server.url, prefix=raw.prefix) as blobs:
+        good = (await blobs.put(b"good")).digest
+        assert [info.digest async for info in blobs.list()] == [good]
+        assert await blobs.missing([good, digest.hexdigest()]) == [natsblob.Digest(digest.digest())]
+        assert not await blobs.has(digest.hexdigest())
+        assert (await blobs.put(DATA)).created
+        assert await blobs.get(digest.hexdigest()) == DATA
