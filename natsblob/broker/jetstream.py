@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from base64 import b64decode
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ class ApiErrorBody(msgspec.Struct):
         return jetstream_error(self.code, self.err_code, self.description)
 
 
+_CODE: Final = re.compile(r"[0-9]{3}", re.ASCII)
 _LONG: Final = 2048
 """Bytes of a subject that is not made part of another one: control lines are limited."""
 
@@ -509,7 +511,7 @@ def decode_ack(reply: Message) -> Ack:
     if reply.status == "503":
         raise NoRespondersError("nobody takes what is published here")
     if reply.status is not None:
-        code = int(reply.status) if reply.status.isdecimal() else 500
+        code = int(reply.status) if _CODE.fullmatch(reply.status) else 500
         raise jetstream_error(code, 0, reply.headers.get(DESCRIPTION, "refused"))
     refusal = decode_error(reply.data, reply.headers)
     if refusal is not None:

@@ -24,6 +24,7 @@ from natsblob.errors import (
 from natsblob.hashing import ConcurrentHasher
 from natsblob.wire import GetRequest, Info
 
+_DIGITS: Final = 16
 AHEAD: Final = 2
 """Windows asked for at a time."""
 WINDOW_BYTES: Final = 8 * 1024 * 1024
@@ -44,7 +45,7 @@ async def in_one_reply(service: Service, request: GetRequest, timeout: float) ->
         return None
     wanted = request.offset or 0
     size = reply.headers.get(wire.SIZE, "")
-    if not size.isdecimal() or reply.headers.get(wire.OFFSET, "0") != str(wanted):
+    if not size.isdecimal() or len(size) > _DIGITS or reply.headers.get(wire.OFFSET, "0") != str(wanted):
         raise broken_protocol()
     here = int(size) - wanted
     if len(reply.data) != (here if request.length is None else min(here, request.length)):
@@ -147,6 +148,8 @@ class Fetch:
     async def of(cls, service: Service, digest: Digest, patience: float) -> Fetch:
         """The blob, as it can be read here; `BlobNotFoundError` if there is none."""
         info = await stat(service, digest, patience)
+        if info.size and not info.chunk_size:
+            raise broken_protocol()
         caps = await service.known_caps(timeout=patience)
         window = max(1, min(caps.window, WINDOW_BYTES // max(1, info.chunk_size)))
         return cls(service, info, window=window, patience=patience)

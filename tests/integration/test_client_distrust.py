@@ -48,6 +48,7 @@ class Liar:
     meddle: Meddle = lambda frames, _request, _number: frames
     ends: bool = True
     small: Callable[[GetRequest], bytes] | None = None
+    size: str = str(len(DATA))
     gone: bool = False
     silent: bool = False
     was_asked: asyncio.Event = field(default_factory=asyncio.Event)
@@ -82,7 +83,7 @@ class Liar:
         elif request.mode == "stream":
             self._stream(message.reply, request)
         elif self.small is not None:
-            self.answer(message.reply, self.small(request), Blob_Size=str(len(DATA)))
+            self.answer(message.reply, self.small(request), Blob_Size=self.size)
         else:
             self.refuse(message.reply, TooLargeError("too large for one reply"))
 
@@ -295,3 +296,16 @@ async def test_a_blob_that_goes_while_it_is_read_is_not_found(server: EmbeddedSe
         liar.gone = True
         with pytest.raises(BlobNotFoundError):
             await reader.read()
+
+
+@pytest.mark.parametrize("size", ["", "-1", "9" * 5000])
+async def test_a_size_that_is_none_is_an_error_of_the_service(server: EmbeddedServer, size: str) -> None:
+    async with a_liar(server, small=lambda _: DATA, size=size) as (blobs, _):
+        with pytest.raises(InternalError):
+            await blobs.get(DIGEST)
+
+
+async def test_chunks_of_no_bytes_are_an_error_of_the_service(server: EmbeddedServer) -> None:
+    async with a_liar(server, info=Info(DIGEST, len(DATA), 1, 0)) as (blobs, _):
+        with pytest.raises(InternalError):
+            await blobs.get(DIGEST, offset=5, length=5)
