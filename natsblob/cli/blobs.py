@@ -43,8 +43,8 @@ async def put(
     """Store files and print their digests, one a line.
 
     Lines come in the order given. `-` is standard input. A blob that is stored already is not
-    sent again, and its digest printed all the
-    same. The first file that fails ends the command: the lines stand for the files before it.
+    stored again, and its digest is printed all the same. The first file that fails ends the command: the
+    lines stand for the files before it.
 
     Parameters
     ----------

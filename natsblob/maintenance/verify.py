@@ -10,7 +10,13 @@ import msgspec
 
 from natsblob.client import Client
 from natsblob.digest import Digest
-from natsblob.errors import BlobCorruptError, BlobNotFoundError, ConflictError
+from natsblob.errors import (
+    BlobCorruptError,
+    BlobNotFoundError,
+    ConflictError,
+    DeadlineError,
+    UnavailableError,
+)
 from natsblob.hashing import ConcurrentHasher
 from natsblob.objectstore.copies import UnreadableError
 from natsblob.objectstore.info import Entry, digest_of
@@ -92,12 +98,23 @@ async def _verified(objects: Objects, name: str, named: Entry, pace: _Pace) -> V
         return None if named.info.link is not None else Verified(name, "foreign", entry.info.size)
     hasher = ConcurrentHasher()
     size = 0
+    is_unreadable = False
+
+    async def unreadable() -> None:
+        nonlocal is_unreadable
+        is_unreadable = True
+
     try:
-        async for chunk in objects.read_whole(entry):
+        async for chunk in objects.read_whole(entry, unreadable=unreadable):
+            is_unreadable = False
             await hasher.update(chunk)
             size += len(chunk)
             await pace.passed(len(chunk))
     except (BlobCorruptError, UnreadableError):
+        return Verified(name, "corrupt", size)
+    except (UnavailableError, DeadlineError):
+        if not is_unreadable:
+            raise
         return Verified(name, "corrupt", size)
     return Verified(name, "ok" if await hasher.digest() == claimed else "corrupt", size)
 

@@ -261,15 +261,15 @@ class Objects:
         async for chunk in self._read(entry.info, first, stop, verify=True, sums=sums):
             yield chunk
 
-    async def read_whole(self, entry: Entry) -> AsyncIterator[bytes]:
+    async def read_whole(self, entry: Entry, *, unreadable: Unreadable | None = None) -> AsyncIterator[bytes]:
         """All chunks of an object, for those who compare the digest: also of one without sums."""
         done = 0
         try:
-            async for chunk in self.read(entry):
+            async for chunk in self.read(entry, unreadable=unreadable):
                 yield chunk
                 done += 1
         except UnprovenError:
-            async for chunk in self.read(entry, done, verify=False):
+            async for chunk in self.read(entry, done, verify=False, unreadable=unreadable):
                 yield chunk
 
     async def _read_one(self, source: ChunkSource, index: int, seq: int) -> AsyncIterator[bytes]:

@@ -27,7 +27,7 @@ _REMEMBERED = 256
 StillThere = Callable[[], Awaitable[None]]
 """Raises `BlobNotFoundError` or `BlobCorruptError` if the leader no longer has the whole object."""
 Unreadable = Callable[[], Awaitable[None]]
-"""Told that the leader counts a chunk and does not give it."""
+"""Told that the leader does not give a chunk, though it has the object, or gives a later one in its place."""
 
 
 class ChunkSource:
@@ -86,13 +86,14 @@ class ChunkSource:
         stored = None
         with suppress(BlobError):
             stored = await self._jetstream.next_at_leader(self._stream, self.subject, start)
-            if stored is None and self._unreadable is not None:
+            found = wire.chunk_index(stored.headers) if stored else None
+            is_next = index == 0 or index - 1 in self._seen
+            is_skipped = is_next and found is not None and found > index
+            if self._unreadable is not None and (stored is None or is_skipped):
                 await self._unreadable()
         if stored is None:
             return None
-        found = wire.chunk_index(stored.headers)
         frame = Message(stored.subject, "", stored.data, stored.headers)
-        is_next = index == 0 or index - 1 in self._seen
         here = index if found is None and is_next else found
         if here != index or not self._is_good(index, frame):
             return None
