@@ -130,6 +130,11 @@ def nats_error(error: Exception) -> BlobError:
             return DeadlineError("no answer in time")
         case nats_errors.Error() if any(words in str(error).lower() for words in _REFUSALS):
             said = str(error).removeprefix("nats: ").strip("'")
+            if 'permissions violation for subscription to "_inbox' in said.lower():
+                return NotAllowedError(
+                    f"these credentials may not do that: {said}. Set NATSBLOB_INBOX_PREFIX to what this user "
+                    "may subscribe to"
+                )
             if "permissions violation" in said.lower():
                 return NotAllowedError(f"these credentials may not do that: {said}")
             return NotAllowedError(f"the server refuses these credentials: {said}")
