@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from natsblob import wire
-from natsblob.errors import UploadExpiredError
+from natsblob.errors import BadRequestError, DigestMismatchError, UploadExpiredError
 from natsblob.service.forward import Forwarder
 from natsblob.service.tap import Taps
 from natsblob.store.base import Staging
@@ -137,7 +137,11 @@ class StagedUploads:
         async with self._forwarder.held_back(stage):
             seen = await self._forwarder.seen(stage, request.chunks)
             seen = seen or await self._taps.seen(stage, request.chunks)
-            info = await self._store.commit(stage, request, seen)
+            try:
+                info = await self._store.commit(stage, request, seen)
+            except (BadRequestError, DigestMismatchError, UploadExpiredError):  # its chunks are dropped
+                await self._forget(stage)
+                raise
             await self._forget(stage)
         return info
 

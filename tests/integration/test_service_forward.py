@@ -296,3 +296,13 @@ async def test_many_uploads_at_once_share_a_worker(
             assert (await upload.commit()).json["digest"] == hashlib.sha256(data).hexdigest()
 
         await asyncio.gather(*(put(number) for number in range(16)))
+
+
+@pytest.mark.parametrize("changes", [{"chunks": 2}, {"size": 1}, {"digest": "0" * 64}], ids=str)
+async def test_an_upload_whose_commit_was_refused_takes_no_more_chunks(
+    two: Raw, changes: dict[str, Any]
+) -> None:
+    upload = await relayed(two, *CHUNKS)
+    assert (await upload.commit(**changes)).code in (400, 409, 422)
+    assert (await upload.send(len(CHUNKS), b"late")).code == 408
+    assert await two.staged() == {}
