@@ -97,7 +97,8 @@ _MEANINGS: Final[tuple[tuple[type[BlobError], Meaning], ...]] = (
     (
         UnavailableError,
         Meaning(
-            Exit.NOBODY, "What is stored is safe, and repeating this is; `natsblob doctor` looks further."
+            Exit.NOBODY,
+            "Repeating is safe; `natsblob doctor` looks further.",
         ),
     ),
     (
