@@ -96,5 +96,7 @@ async def serve(*, serving: Serving = _NOTHING, common: Common = UNSET) -> None:
 
 
 def _ready(line: str) -> None:
+    if sys.stdout is None:  # closed: the log says it, too
+        return
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()

@@ -137,6 +137,22 @@ def test_a_terminal_that_is_closed_stops_a_service_and_all_beneath_it(tmp_path: 
     assert not any(Path(f"/proc/{child}").exists() for child in children)
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_service_runs_without_a_standard_output(natsblob: Cli, workers: str) -> None:
+    command = natsblob.command("serve", "--workers", workers, "--prefix", "silent")
+    with subprocess.Popen(
+        ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *command], env=natsblob.env, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if b"worker.ready" in line:
+                break
+        assert natsblob("has", "--prefix", "silent", ABSENT).code == 3
+        process.terminate()
+        process.stderr.read()
+        assert process.wait(DEADLINE) == 0
+
+
 def test_modules_in_the_current_directory_are_not_taken_for_pythons(natsblob: Cli, tmp_path: Path) -> None:
     (tmp_path / "asyncio.py").write_text("raise SystemExit('mine')")
     command = natsblob.command("serve", "--workers", "2", "--prefix", "elsewhere")
