@@ -16,6 +16,9 @@ from natsblob.service.limits import RETRY_AFTER_MS
 
 FAR: Final = 4096
 """Chunks ahead of the next one that no client can have sent which keeps to a window."""
+FRESH: Final = 60.0
+"""Seconds after the last ack for which a commit may go by what passed here: then chunks may be about to be
+collected, or to expire, and reading them back finds out how old they are."""
 REPEAT_AFTER: Final = 3.0
 """Seconds after which a chunk is published once more if it comes again: its ack may be lost."""
 
@@ -66,6 +69,7 @@ class Forwarded:
         self._sums = array("I")
         self._seqs = array("Q")
         self.hasher = ConcurrentHasher()
+        self._stored_at = asyncio.get_running_loop().time()
         self.is_used = False
         """Whether a chunk of it has come."""
         self.commits = 0
@@ -125,6 +129,7 @@ class Forwarded:
 
     def stored(self, index: int, ack: Ack) -> None:
         """Note where a chunk lies."""
+        self._stored_at = asyncio.get_running_loop().time()
         if index >= self.taken:
             return
         if ack.duplicate and not self._seqs[index]:  # another may have stored it, with other bytes
@@ -136,6 +141,8 @@ class Forwarded:
 
     async def seen(self, chunks: int) -> Seen | None:
         """What went through here, if that is all `chunks` chunks of the upload, each stored in its turn."""
+        if asyncio.get_running_loop().time() - self._stored_at > FRESH:
+            return None
         if not self._is_sure or self.taken != chunks or chunks == 0 or self.flying or not all(self._seqs):
             return None
         size = min(self.chunk_size, self._size)

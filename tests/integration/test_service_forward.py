@@ -13,7 +13,7 @@ import nats
 import pytest
 
 from natsblob.broker.embedded import EmbeddedServer
-from natsblob.service import forward
+from natsblob.service import forward, forwarded
 from natsblob.store.jetstream import JetStreamStore
 from natsblob.testing.payloads import pattern
 from tests.integration.raw import CHUNK, Raw, Upload, pieces, service
@@ -306,3 +306,21 @@ async def test_an_upload_whose_commit_was_refused_takes_no_more_chunks(
     assert (await upload.commit(**changes)).code in (400, 409, 422)
     assert (await upload.send(len(CHUNKS), b"late")).code == 408
     assert await two.staged() == {}
+
+
+@pytest.mark.parametrize("fresh", [60.0, 0.0])
+async def test_what_passed_long_ago_is_read_back(
+    two: Raw, monkeypatch: pytest.MonkeyPatch, fresh: float
+) -> None:
+    monkeypatch.setattr(forwarded, "FRESH", fresh)
+    passed: list[bool] = []
+    original = JetStreamStore.commit
+
+    async def noted(store: JetStreamStore, stage: str, request: Any, seen: Any) -> Any:
+        passed.append(seen is not None)
+        return await original(store, stage, request, seen)
+
+    monkeypatch.setattr(JetStreamStore, "commit", noted)
+    upload = await relayed(two, *CHUNKS)
+    assert (await upload.commit()).json["digest"] == DIGEST
+    assert passed == [fresh > 0]
