@@ -11,6 +11,7 @@ from it and nothing else. Under pytest-xdist each process has its own servers, o
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
@@ -22,6 +23,11 @@ from natsblob.testing.servers import EmbeddedCluster, temporary_cluster, tempora
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--blob-mib", type=int, default=64, help="size of the large blobs in fault tests, MiB")
+
+
+def pytest_configure() -> None:
+    """Processes under test inherit what this one ignores: under `nohup`, a signal that tests send."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

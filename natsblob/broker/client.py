@@ -84,8 +84,8 @@ class DirectClient(Client):
     async def _connect_to_server(self, s: Srv) -> None:
         if self._transport:
             self._bulk.abort()
-        if self._failures:
-            longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(self._failures, 8))
+        if rounds := self._failures // max(1, len(self._server_pool)):
+            longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(rounds, 8))
             await asyncio.sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311
         s.last_attempt = monotonic()
         self._log_in(s)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 from uuid import uuid4
@@ -228,6 +228,9 @@ class Wire:
 
     async def __aexit__(self, *_: object) -> None:
         self._writer.close()
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(TIMEOUT):
+                await self._writer.wait_closed()
 
 
 def pieces(data: bytes) -> Sequence[bytes]:

@@ -52,7 +52,10 @@ def ended(program: str, *signals: signal.Signals) -> tuple[int, bytes]:
         for number in signals:
             assert process.stdout.readline()
             process.send_signal(number)
-        return process.wait(DEADLINE), process.stderr.read()
+        try:
+            return process.wait(DEADLINE), process.stderr.read()
+        finally:
+            process.kill()
 
 
 def test_a_command_tidies_up() -> None:
