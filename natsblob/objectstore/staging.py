@@ -57,6 +57,11 @@ class Decided:
     is_ours: bool = False
     """Whether this call recorded it, so that no other one does more than repeat it."""
 
+    @property
+    def is_earlier_drop(self) -> bool:
+        """Whether somebody else dropped the chunks before, so that those found may be only what is left."""
+        return self.decision.action == "drop" and self.seq > 0 and not self.is_ours
+
 
 @dataclass(frozen=True, slots=True)
 class Committed:
@@ -246,7 +251,8 @@ class Staging:
                 raise _unknown()
             survey.check()
         except (BadRequestError, DigestMismatchError):
-            await self._drop_unless_committed(stage)
+            if (await self._drop_unless_committed(stage)).is_earlier_drop:
+                raise _PurgedError from None
             raise
         if not survey.is_canonical:
             return await self._copy([survey.places[index] for index in range(request.chunks)])
@@ -272,10 +278,12 @@ class Staging:
             raise _PurgedError
         return stored
 
-    async def _drop_unless_committed(self, stage: str, digest: str = "") -> None:
+    async def _drop_unless_committed(self, stage: str, digest: str = "") -> Decided:
         drop = Decision("drop", digest)
-        if (await self._decide_drop(stage, drop)).decision == drop:
+        decided = await self._decide_drop(stage, drop)
+        if decided.decision == drop:
             await shielded(self._objects.drop(stage))
+        return decided
 
     async def _give_way(self, stage: str, written: Written, before: Entry) -> Committed:
         """The blob is there already: by this very upload, or by another, and then ours is dropped."""

@@ -92,6 +92,15 @@ async def test_a_wrong_declaration_drops_the_upload(raw: Raw, changes: dict[str,
     assert (await raw.ask("has", DIGEST.encode())).json["exists"] is False
 
 
+async def test_what_is_left_of_a_dropped_upload_is_no_other_content(raw: Raw) -> None:
+    """A copy that lags may still show some chunks of an upload that somebody has aborted meanwhile."""
+    upload = await raw.upload(*CHUNKS[:2])
+    stage = str(upload.opened["chunk_subject"])
+    await raw.js.publish(f"{stage}.decision", b'{"action":"drop"}')
+    assert (await upload.commit(size=len(DATA), chunks=4)).error["name"] == "upload_expired"
+    assert await raw.names() == 0
+
+
 @pytest.mark.parametrize(
     "marks",
     [
