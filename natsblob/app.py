@@ -63,15 +63,18 @@ class Backend(NamedTuple):
 async def run_worker(settings: Settings, stop: asyncio.Event, *, ready: Ready) -> None:
     """Serve until `stop` is set, then finish what is in flight.
 
-    `UnavailableError` if a connection to NATS has ended for good, which only a defect brings about.
+    `UnavailableError` if a connection to NATS has ended for good, or if the worker cannot take requests any
+    more; only a defect brings that about.
     """
     async with worker(settings) as serving:
         ready(ready_line(settings, serving.url, serving.replicas))
-        ends = [stop, *(connection.closed for connection in serving.connections)]
+        ends = [stop, serving.broken, *(connection.closed for connection in serving.connections)]
         ended = {asyncio.ensure_future(event.wait()) for event in ends}
         await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
         for waiting in ended:
             waiting.cancel()
+        if serving.broken.is_set():
+            raise UnavailableError("this worker takes no more requests, because of a defect: see its log")
         if not stop.is_set():
             causes = [one.trouble or "no cause" for one in serving.connections if one.closed.is_set()]
             raise UnavailableError(f"a connection of this worker to NATS has ended: {'; '.join(causes)}")
@@ -85,6 +88,8 @@ class Serving(NamedTuple):
     replicas: int
     connections: list[Connection]
     """To the clients and, if that is another one, to the storage."""
+    broken: asyncio.Event
+    """Set if a defect keeps it from that."""
 
 
 def ready_line(settings: Settings, url: str, replicas: int) -> str:
@@ -144,7 +149,7 @@ async def worker(settings: Settings) -> AsyncIterator[Serving]:
         await stack.enter_async_context(discovery.answering(front, replies))
         log.info("worker.ready", worker=worker_id, url=front.url, bucket=settings.bucket)
         connections = [front, *([backend.storage] if backend.storage else [])]
-        yield Serving(worker_id, front.url, backend.replicas, connections)
+        yield Serving(worker_id, front.url, backend.replicas, connections, service.broken)
         log.info("worker.draining", worker=worker_id)
 
 

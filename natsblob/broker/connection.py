@@ -18,6 +18,7 @@ from nats.errors import UnexpectedEOF
 
 from natsblob.broker.cleanup import shielded
 from natsblob.broker.client import DirectClient, Handler, Options, header_block
+from natsblob.broker.complaints import Complaints
 from natsblob.broker.identity import read_creds, read_nkey, tls_context
 from natsblob.broker.message import Message
 from natsblob.broker.translate import nats_error, no_responders, translated
@@ -270,6 +271,7 @@ class Connection(AbstractAsyncContextManager["Connection"]):
                     one.set_result(error)
             if not waiting and subject not in self._renewals and self._client.subscribes(subject):
                 self._renewals[subject] = asyncio.create_task(self._subscribe_again(subject))
+                self._renewals[subject].add_done_callback(self._renewed)
         elif (publishing := self._publishing.get(subject)) is not None:
             publishing(error)
         for answer, asked in self._asking.items():
@@ -297,6 +299,13 @@ class Connection(AbstractAsyncContextManager["Connection"]):
         self.epoch += 1
         if not hears_answers and self.is_connected:
             self.restored()
+
+    def _renewed(self, renewal: asyncio.Task[None]) -> None:
+        """A defect would leave the connection deaf: then it counts as ended, which its owner notices."""
+        if not renewal.cancelled() and (error := renewal.exception()) is not None:
+            log.error("nats.defect", exc_info=error)
+            self.trouble = f"a defect: {error!r}"
+            self.closed.set()
 
     def complained(self, error: Exception) -> None:
         """The server or the client library says that something is wrong."""
@@ -376,6 +385,7 @@ async def connect(access: Access, *, timeout: float = CONNECT_TIMEOUT) -> Connec
     closed = asyncio.Event()
     connection = Connection(client, access.inbox_prefix, closed)
     failures: list[BlobError] = []
+    complaints = Complaints()
     refused = asyncio.Event()
     established = False
 
@@ -389,7 +399,7 @@ async def connect(access: Access, *, timeout: float = CONNECT_TIMEOUT) -> Connec
         else:
             if isinstance(translation, NotAllowedError):
                 connection.refused(translation)
-            log.warning("nats.error", error=str(error) or type(error).__name__)
+            complaints.log(str(error) or type(error).__name__)
 
     async def on_disconnect() -> None:
         connection.interrupted()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -129,19 +130,30 @@ def nats_error(error: Exception) -> BlobError:
         case nats_errors.TimeoutError() | TimeoutError():
             return DeadlineError("no answer in time")
         case nats_errors.Error() if any(words in str(error).lower() for words in _REFUSALS):
-            said = str(error).removeprefix("nats: ").strip("'")
-            if 'permissions violation for subscription to "_inbox' in said.lower():
-                return NotAllowedError(
-                    f"these credentials may not do that: {said}. Set NATSBLOB_INBOX_PREFIX to what this user "
-                    "may subscribe to"
-                )
-            if "permissions violation" in said.lower():
-                return NotAllowedError(f"these credentials may not do that: {said}")
-            return NotAllowedError(f"the server refuses these credentials: {said}")
-        case nats_errors.Error() | OSError() | EOFError():
+            return NotAllowedError(_of_refusal(str(error).removeprefix("nats: ").strip("'")))
+        case OSError():
+            return UnavailableError(_of_socket(error))
+        case nats_errors.Error() | EOFError():
             return UnavailableError(f"the connection to NATS is not usable: {error}")
         case _:
             return InternalError(f"unexpected {type(error).__name__}")
+
+
+def _of_refusal(said: str) -> str:
+    if "permissions violation" not in said.lower():
+        return f"the server refuses these credentials: {said}"
+    advice = ""
+    if 'permissions violation for subscription to "_inbox' in said.lower():
+        advice = ". Set NATSBLOB_INBOX_PREFIX to what this user may subscribe to"
+    return f"these credentials may not do that: {said}{advice}"
+
+
+def _of_socket(error: OSError) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "nothing listens there"
+    if isinstance(error, socket.gaierror):
+        return f"the host is not known: {error.strerror}"
+    return f"the connection to NATS is not usable: {error.strerror or error}"
 
 
 @contextmanager

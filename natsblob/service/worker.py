@@ -58,6 +58,8 @@ class Worker:
         self._telemetry = telemetry
         self._request_timeout = request_timeout
         self._tasks: set[asyncio.Task[None]] = set()
+        self.broken = asyncio.Event()
+        """Set if a defect keeps this worker from taking requests again: then it is to end."""
         self._handlers = handlers
         self.endpoints = {
             subject: Endpoint(subject.removeprefix(f"{prefix}.").replace(".", "_"), subject, queue)
@@ -78,6 +80,7 @@ class Worker:
                     yield
                     return
                 waiting = asyncio.create_task(self._while_there(storage, also, subscriptions))
+                waiting.add_done_callback(self._no_longer_waiting)
                 try:
                     yield
                 finally:
@@ -115,6 +118,11 @@ class Worker:
             await storage.usable.wait()
             await self._take_again(also, subscriptions)
             log.info("storage.back", url=storage.url)
+
+    def _no_longer_waiting(self, waiting: asyncio.Task[None]) -> None:
+        if not waiting.cancelled() and (error := waiting.exception()) is not None:
+            log.error("worker.defect", exc_info=error)
+            self.broken.set()
 
     async def _take_again(self, also: Sequence[tuple[str, str]], subscriptions: AsyncExitStack) -> None:
         for number in count():

@@ -7,13 +7,18 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 import natsblob
+from natsblob.app import run_worker
+from natsblob.broker.client import DirectClient
 from natsblob.broker.connection import Access, Connection, connect
 from natsblob.broker.embedded import EmbeddedServer
+from natsblob.config import Settings
 from natsblob.errors import BlobError, NotAllowedError, TooLargeError, UnavailableError
+from natsblob.service.worker import Worker
 from natsblob.testing.servers import temporary_store_dir
 from natsblob.testing.services import running_worker
 from tests.integration.credentials import Authority, Nkey, Operator, user_key
@@ -490,3 +495,33 @@ async def test_many_uploads_that_are_read_back_hold_up_nobody(server: EmbeddedSe
                 assert (await upload.commit()).code == 0
         for answer in await answers:
             assert answer.code in (0, 408, 429)
+
+
+async def test_a_worker_ends_if_a_defect_keeps_it_from_taking_requests_again(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def defect(*_: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(Worker, "_while_there", defect)
+    name = uuid4().hex
+    settings = Settings(server=(server.url,), storage="memory", prefix=f"t{name}", bucket=name)
+    async with asyncio.timeout(DEADLINE):
+        with pytest.raises(UnavailableError):
+            await run_worker(settings, asyncio.Event(), ready=lambda _: None)
+
+
+async def test_a_connection_ends_if_a_defect_keeps_it_from_subscribing_again(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def defect(*_: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(DirectClient, "subscribe_again", defect)
+    async with (
+        await connect(Access((server.url,))) as connection,
+        connection.subscribe("heard", lambda _: None),
+    ):
+        connection.refused(NotAllowedError('Permissions Violation for Subscription to "heard"'))
+        async with asyncio.timeout(DEADLINE):
+            await connection.closed.wait()
