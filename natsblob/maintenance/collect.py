@@ -113,6 +113,8 @@ class Collector:
     async def collect(self) -> Collected:
         """One pass. What it cannot be sure of, or fails at, it leaves for the next."""
         began = _now()
+        if await self._objects.bucket.removals.are_halted():
+            return Collected(0, 0)
         state = (await self._objects.bucket.info()).state
         await self._check(state)
         if state.last_seq == self._clean_up_to:
@@ -203,7 +205,7 @@ class Collector:
 
     async def _forget(self, owner: str) -> bool:
         """Purge decisions and other records about what is not there any more."""
-        await self._jetstream.purge(self._layout.stream, self._layout.below(owner))
+        await self._objects.bucket.removals.purge(self._layout.below(owner))
         return True
 
     async def _remove_stray(self, seq: int) -> bool:
@@ -212,7 +214,7 @@ class Collector:
         if stored is None:
             return False
         is_useless = self._layout.is_stray(stored.subject) or _says_nothing(self._layout, stored)
-        return is_useless and await self._jetstream.remove(self._layout.stream, seq)
+        return is_useless and await self._objects.bucket.removals.remove(seq)
 
 
 async def _attempt(work: Awaitable[bool]) -> bool | BlobError:

@@ -17,6 +17,7 @@ from natsblob.objectstore.agreement import differences
 from natsblob.objectstore.generation import Signs
 from natsblob.objectstore.info import Layout, check_bucket_name
 from natsblob.objectstore.placement import explained
+from natsblob.objectstore.removals import Removals
 from natsblob.wire import Subjects
 
 log = get_logger("natsblob.objectstore")
@@ -68,6 +69,7 @@ class Bucket:
         self._config: Config = {}
         self._known_until = 0.0
         self._signs: Signs | None = None
+        self.removals = Removals(jetstream, self.layout, self.is_replicated)
         self.generation = 0
         """Grows when the stream is found to be another one than before: what is remembered of it is void."""
         self.on_renewal: list[Callable[[], None]] = []
@@ -89,6 +91,7 @@ class Bucket:
         log.warning("bucket.other", advice="`natsblob ls` and `natsblob doctor` show what is there now")
         self.generation += 1
         self._known_until = 0.0
+        self.removals.forget()
         for forget in self.on_renewal:
             forget()
 

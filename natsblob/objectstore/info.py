@@ -220,6 +220,11 @@ class Layout:
         """Where it is recorded whether the bytes of a blob are known to be its content (ADR 0013)."""
         return f"$O.{self.bucket}.C.{name}.proof"
 
+    @property
+    def damage(self) -> str:
+        """Where it is recorded that the only copy has messages that cannot be read (ADR 0019)."""
+        return f"$O.{self.bucket}.C.damaged"
+
     def meta(self, name: str) -> str:
         return f"$O.{self.bucket}.M.{urlsafe_b64encode(name.encode()).decode()}"
 

@@ -53,6 +53,8 @@ WINDOW_BYTES: Final = 8 * 1024 * 1024
 _LONGEST_NAME: Final = 64 * 1024
 """Characters of a name: with more, no server takes the subject that an object would lie on."""
 _RACES: Final = 8
+_LOOKS: Final = 3
+"""Times that metadata is looked for that is counted: it may come and go in between, but hardly each time."""
 _AT_ONCE: Final = 32
 _PATIENCE: Final = 2.0
 """Seconds for which the leader may count fewer names than other copies, where replaced ones are removed."""
@@ -111,10 +113,12 @@ class Objects:
         newer = await newer_elsewhere(self.bucket, [name], {name: leads} if leads else {})
         if newest := newer.get(name, leads):
             return newest
-        if not await self._jetstream.subjects(self._layout.stream, self._layout.meta(name)):
-            return None
-        if stored_meanwhile := await self.newest(name):
-            return stored_meanwhile
+        for _ in range(_LOOKS):
+            if not await self._jetstream.subjects(self._layout.stream, self._layout.meta(name)):
+                return None
+            if stored_meanwhile := await self.newest(name):
+                return stored_meanwhile
+        await self.bucket.removals.halt()
         raise UnreadableError(
             "metadata is there and cannot be read: look at the disk of the server that leads"
         )
@@ -232,6 +236,11 @@ class Objects:
         async def still_there() -> None:
             await self._still_there(info)
 
+        async def found_unreadable() -> None:
+            await self.bucket.removals.halt()
+            if unreadable is not None:
+                await unreadable()
+
         window = max(1, min(self._window_bytes // info.chunk_size, MOST_MESSAGES))
         source = ChunkSource(
             self._jetstream,
@@ -241,7 +250,7 @@ class Objects:
             window=window,
             verify=verify,
             sums=sums,
-            unreadable=unreadable,
+            unreadable=found_unreadable,
         )
         if stop - first == 1 and (seq := exact_start_of(info, first)) is not None:
             return self._read_one(source, first, seq)
@@ -379,9 +388,7 @@ class Objects:
         )
         entry = await self._publish(info, expected_last)
         if written.chunks and entry.seq <= written.marks.seqs[-1]:
-            await shielded(
-                self._jetstream.purge(self._layout.stream, self._layout.meta(name), up_to=entry.seq)
-            )
+            await shielded(self.bucket.removals.purge(self._layout.meta(name), up_to=entry.seq))
             raise UnavailableError("the stream was made anew while the blob was stored; a repeat is safe")
         return entry
 
@@ -424,12 +431,12 @@ class Objects:
         try:
             await self._publish(marker, leads.seq if leads else 0)
         except InsufficientStorageError:
-            if leads is None:
+            if leads is None or await self.bucket.removals.are_halted():
                 raise
         else:
             return
         subject = self._layout.meta(marker.name)
-        await self._jetstream.purge(self._layout.stream, subject, up_to=leads.seq)
+        await self.bucket.removals.purge(subject, up_to=leads.seq)
         with suppress(InsufficientStorageError):
             await self._publish(marker, 0)
             return
@@ -441,7 +448,7 @@ class Objects:
         # A commit that begins now finds no chunks; one that has just named them is undone.
         newest = await self.newest(marker.name)
         if newest and newest.info.nuid == marker.nuid:
-            await self._jetstream.purge(self._layout.stream, subject, up_to=newest.seq)
+            await self.bucket.removals.purge(subject, up_to=newest.seq)
 
     async def all(self) -> AsyncIterator[tuple[str, Entry]]:
         """All metadata and its subjects, which not every client encodes alike; also what cannot be read."""
@@ -470,7 +477,7 @@ class Objects:
 
     async def drop(self, nuid: str) -> None:
         """Purge the chunks of an object that nothing names and nothing can name any more."""
-        await self._jetstream.purge(self._layout.stream, self._layout.chunks(nuid))
+        await self.bucket.removals.purge(self._layout.chunks(nuid))
 
     async def clear(self, before: Entry | None, now: Entry) -> None:
         """Purge the chunks of what an object has replaced.
@@ -512,7 +519,7 @@ class Objects:
         """As `keep_newest`, by the subject of the metadata: not every client encodes names alike."""
         if not is_plain_subject(subject):  # else it may be a pattern
             return 0
-        return await self._jetstream.purge(self._layout.stream, subject, keep=1)
+        return await self.bucket.removals.purge(subject, keep=1)
 
     async def _still_there(self, info: ObjectInfo) -> None:
         """Find out why chunks of an object do not come."""

@@ -97,6 +97,7 @@ class Proofs:
         record = _found(entry, good=False)
         if not entry.is_blob or self._doubted.get(name) == (record, True):
             return
+        log.error("blob.damaged", digest=name, advice="look for a disk that fails, and put the blob again")
         told = False
         try:
             async with asyncio.timeout(_TELLING):
@@ -111,7 +112,7 @@ class Proofs:
         stored = await self._stored(name)
         record = _decode(stored) if stored is not None else None
         if stored is not None and (record is None or record.metadata <= up_to):
-            await self._jetstream.purge(self._layout.stream, self._layout.proof(name), up_to=stored.seq)
+            await self._objects.bucket.removals.purge(self._layout.proof(name), up_to=stored.seq)
 
     async def _stored(self, name: str) -> Stored | None:
         return await self._jetstream.last_at_leader(self._layout.stream, self._layout.proof(name))

@@ -20,7 +20,7 @@ MOST_MESSAGES = 4096
 AHEAD = 2
 """Windows asked for at a time."""
 _BAD_COPIES = 6
-"""Times that a chunk must fail its sum before it is called corrupt; each may come from another replica."""
+"""Times that a chunk must fail its sum, or be left out, to be called corrupt. Copies are asked at random."""
 _REMEMBERED = 256
 """Places of chunks that are remembered, to ask again from the last one before a chunk that got lost."""
 
@@ -43,7 +43,7 @@ class ChunkSource:
         window: int,
         verify: bool,
         sums: Sums | None = None,
-        unreadable: Unreadable | None = None,
+        unreadable: Unreadable,
     ) -> None:
         """With `verify` each chunk is compared with its sum in `sums`, or with the one stored beside it."""
         self._jetstream = jetstream
@@ -59,6 +59,8 @@ class ChunkSource:
         self._sums = sums
         self._bad = 0
         self._uneven = 0
+        self._left_out = (-1, 0)
+        """The chunk that the leader left out last, and how often."""
         self._is_unproven = False
 
     async def ask(self, first: int, count: int, reply: str, attempt: int) -> Mapping[int, bytes] | None:
@@ -69,6 +71,8 @@ class ChunkSource:
                 "the chunks of this object have other lengths than its metadata says: "
                 "`natsblob bucket adopt` writes such objects anew"
             )
+        if self._left_out[1] >= _BAD_COPIES:
+            raise BlobCorruptError("a chunk is stored and cannot be read on any copy that was asked")
         if self._is_unproven:
             raise UnprovenError("nothing is stored that would prove this chunk")
         if attempt >= 2:
@@ -89,7 +93,10 @@ class ChunkSource:
             found = wire.chunk_index(stored.headers) if stored else None
             is_next = index == 0 or index - 1 in self._seen
             is_skipped = is_next and found is not None and found > index
-            if self._unreadable is not None and (stored is None or is_skipped):
+            if stored is None or is_skipped:
+                await self._still_there()  # it may have gone since that was seen
+                before, times = self._left_out
+                self._left_out = (index, times + 1 if before == index else 1)
                 await self._unreadable()
         if stored is None:
             return None

@@ -159,7 +159,7 @@ class Staging:
         try:
             await self._jetstream.publish(subject, data, expected_last=seq)
         except InsufficientStorageError:  # then nothing is decided, and after another grace time a drop is
-            await self._jetstream.purge(self._layout.stream, subject, up_to=seq)
+            await self._objects.bucket.removals.purge(subject, up_to=seq)
 
     async def _count(self, stage: str, expected: int) -> int:
         """How many chunks are stored there, as the leader says, and others if it knows of too few.
@@ -370,6 +370,8 @@ class Staging:
         stored = await self._jetstream.last_at_leader(self._layout.stream, self._layout.decision(stage))
         if stored is not None:
             return Decided(_decode(stored), stored.seq)
+        if await self._objects.bucket.removals.are_halted():
+            raise InsufficientStorageError("the bucket has no room, and nothing is removed from it")
         await self._objects.drop(stage)
         with suppress(InsufficientStorageError):
             return await self._decide(stage, drop)

@@ -101,6 +101,18 @@ async def check_storage(jetstream: JetStream, bucket: Bucket, api: str) -> Async
             yield check
         yield check_publishers(bucket, info, jetstream.connection.server_version)
         yield check_replicas(info)
+        if await bucket.removals.are_halted():
+            yield _damaged(bucket)
+
+
+def _damaged(bucket: Bucket) -> Check:
+    return Check(
+        name="damage",
+        status=Status.FAIL,
+        found=f"the only copy of bucket {bucket.name} has messages that cannot be read",
+        means="What can be read is safe as long as nothing is removed, so workers remove nothing.",
+        todo="natsblob verify, then move what is there to another bucket: 'Bit rot' in docs/operations.md.",
+    )
 
 
 def _needs(bucket: Bucket, api: str) -> list[_Need]:
