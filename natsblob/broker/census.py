@@ -18,10 +18,11 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from natsblob.broker.cleanup import shielded
+from natsblob.broker.consumers import refuse_read_once
 from natsblob.broker.jetstream import ATTEMPT_TIMEOUT, ApiErrorBody, JetStream
 from natsblob.broker.message import Message
 from natsblob.broker.retry import delay
-from natsblob.errors import DeadlineError, SetupError, UnavailableError
+from natsblob.errors import DeadlineError, UnavailableError
 from natsblob.logs import get_logger
 
 log = get_logger("natsblob.broker")
@@ -74,8 +75,7 @@ class Census:
         To be closed by its user. `SetupError` if reading would remove messages.
         """
         info = await self._jetstream.stream(self._stream)
-        if info.config.get("retention", "limits") != "limits":
-            raise SetupError("the stream removes what was read: natsblob does not look for leftovers in it")
+        refuse_read_once(info.config)
         failed = 0
         while True:
             try:

@@ -17,10 +17,10 @@ import msgspec
 
 from natsblob.broker.cleanup import shielded
 from natsblob.broker.connection import Connection
-from natsblob.broker.jetstream import ATTEMPT_TIMEOUT, ApiErrorBody, ClusterState, JetStream
+from natsblob.broker.jetstream import ATTEMPT_TIMEOUT, ApiErrorBody, ClusterState, Config, JetStream
 from natsblob.broker.message import Message
 from natsblob.broker.retry import retrying
-from natsblob.errors import BlobError, DeadlineError, InternalError, UnavailableError
+from natsblob.errors import BlobError, DeadlineError, InternalError, SetupError, UnavailableError
 from natsblob.wire import NOT_DECODED, STATUS, Headers
 
 T = TypeVar("T", bound="_Reply")
@@ -161,6 +161,14 @@ async def passage(
         delete = jetstream.operation(f"CONSUMER.DELETE.{stream}.{created.name}")
         with suppress(BlobError):
             jetstream.connection.publish_now(delete)
+
+
+def refuse_read_once(config: Config) -> None:
+    """`SetupError` if the stream with this configuration removes what a consumer has read."""
+    if config.get("retention", "limits") != "limits":
+        raise SetupError(
+            "the stream removes what was read, so that it is not read through: `natsblob doctor`"
+        )
 
 
 class Copies:

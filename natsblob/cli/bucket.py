@@ -217,8 +217,8 @@ async def adopt(*, force: Annotated[bool, Parameter(negative=())] = False, commo
     Every such object is read and checked, and gets a link from its digest to it; the object itself stays
     as it is. One whose chunks cannot be read singly, because they have different lengths for example, is
     copied into a blob. It may be interrupted and repeated, and run while the bucket is in use. Exit code 4
-    if an object could not be read, or has bytes that are not what it claims; 1 if one was refused. All
-    others are served then, too.
+    if an object could not be read, or has bytes that are not what it claims; 1 if one was refused, or if
+    the old subject below was left. All others are served then, too.
 
     A bucket of the first version takes chunks on a subject beneath the prefix of its service; that ends
     here. While workers of that version are about, they are named and the subject is left to them: adopt
@@ -273,7 +273,7 @@ async def adopt(*, force: Annotated[bool, Parameter(negative=())] = False, commo
             say(advice)
     if outcomes["corrupt"] or outcomes["unreadable"]:
         return Exit.MISMATCH
-    return Exit.FAILURE if outcomes["refused"] else Exit.OK
+    return Exit.FAILURE if outcomes["refused"] or (older and not force) else Exit.OK
 
 
 def _line(adoption: Adoption) -> str:

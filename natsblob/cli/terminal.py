@@ -114,8 +114,8 @@ def rendered(what: RenderableType) -> str:
 
 
 def complain(message: str, advice: str = "") -> None:
-    """What happened, and what is safe and to be done next."""
-    say(f"natsblob: {message}", style="red")
+    """What happened, in one line, and what is safe and to be done next."""
+    say(f"natsblob: {' '.join(message.splitlines())}", style="red")
     if advice:
         say(f"  {advice}")
 

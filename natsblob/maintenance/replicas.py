@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from natsblob import wire
-from natsblob.broker.consumers import Copies, Copy, Delivered
+from natsblob.broker.consumers import Copies, Copy, Delivered, refuse_read_once
 from natsblob.broker.jetstream import ClusterState, Stored, StreamInfo, StreamState
 from natsblob.errors import UnavailableError
 from natsblob.hashing import ConcurrentHasher
@@ -137,6 +137,7 @@ class Comparer:
     async def compare(self) -> Comparison:
         """Read every copy and compare; `UnavailableError` if none can be read."""
         info = await self._bucket.info()
+        refuse_read_once(info.config)
         nodes = nodes_of(info)
         online = [name for name, is_online in nodes.items() if is_online]
         async with self._copies.opened(online) as copies:

@@ -14,12 +14,14 @@ import pytest
 from natsblob.broker import census as broker_census
 from natsblob.broker.census import Census
 from natsblob.broker.connection import Access, connect
+from natsblob.broker.consumers import Copies
 from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.jetstream import JetStream
 from natsblob.digest import Digest
 from natsblob.errors import InternalError, NotAllowedError, SetupError, UnavailableError
 from natsblob.maintenance import leftovers
 from natsblob.maintenance.collect import Collected, Collector
+from natsblob.maintenance.replicas import Comparer
 from natsblob.objectstore import writer
 from natsblob.objectstore.bucket import Bucket, BucketConfig
 from natsblob.objectstore.info import new_nuid
@@ -258,11 +260,15 @@ async def test_a_census_is_not_stopped_by_large_headers(
 
 
 async def test_nothing_is_read_where_reading_removes(objects: Objects) -> None:
-    jetstream, name = objects.bucket.jetstream, f"kept{uuid4().hex}"
-    await jetstream.create({"name": name, "subjects": [f"{name}.>"], "retention": "interest"})
+    jetstream = objects.bucket.jetstream
+    bucket = Bucket(jetstream, f"kept{uuid4().hex}", "blob")
+    stream = bucket.layout.stream
+    await jetstream.create({"name": stream, "subjects": [bucket.layout.all_meta], "retention": "interest"})
     with pytest.raises(SetupError):
-        await anext(Census(jetstream, name).messages())
-    await jetstream.delete(name)
+        await anext(Census(jetstream, stream).messages())
+    with pytest.raises(SetupError):
+        await Comparer(Objects(bucket), Copies(jetstream.connection, stream)).compare()
+    await jetstream.delete(stream)
 
 
 @pytest.mark.parametrize(("denied", "stays"), [("CONSUMER.CREATE.>", True), ("STREAM.MSG.DELETE.>", False)])

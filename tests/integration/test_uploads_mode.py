@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -26,6 +27,7 @@ from natsblob.broker.connection import Access, connect
 from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.jetstream import JetStream
 from natsblob.broker.publish import ACK_TIMEOUT
+from natsblob.cli.exits import Exit
 from natsblob.client import way
 from natsblob.config import Settings
 from natsblob.errors import ConflictError
@@ -35,6 +37,7 @@ from natsblob.objectstore.bucket import Bucket, BucketConfig
 from natsblob.testing.payloads import pattern
 from natsblob.testing.servers import temporary_server
 from natsblob.testing.services import running_worker
+from tests.integration.cli_process import Cli
 from tests.integration.raw import CHUNK, Raw, pieces, service
 
 DATA = pattern(5 * CHUNK + 100)
@@ -245,7 +248,9 @@ async def test_an_older_bucket_is_moved_while_it_is_in_use(server: EmbeddedServe
             assert await move(bucket) == []
 
 
-async def test_workers_of_the_first_version_keep_their_subject(server: EmbeddedServer) -> None:
+async def test_workers_of_the_first_version_keep_their_subject(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
     name = uuid4().hex
     async with await nats.connect(server.url) as nc, a_bucket(server, name) as bucket:
         await make_old(nc, name, "blob")
@@ -256,6 +261,8 @@ async def test_workers_of_the_first_version_keep_their_subject(server: EmbeddedS
             assert await bucket.direct_subject("x" * 22) == f"$O.{name}.C.{'x' * 22}"
             ack = await nc.request(f"blob.chunk.{name}.stage", b"of an older client")
             assert json.loads(ack.data)["stream"] == f"OBJ_{name}"
+            cli = Cli(tmp_path, NATS_URL=server.url, NATSBLOB_BUCKET=name)
+            assert (await asyncio.to_thread(cli, "bucket", "adopt")).code == Exit.FAILURE
         assert await move(bucket) == []
         assert bucket.old_ingest((await bucket.info()).config) is None
         with pytest.raises(nats.errors.NoRespondersError):

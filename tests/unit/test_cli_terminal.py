@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from natsblob.cli.terminal import bytes_of, printable
+from natsblob.cli.terminal import bytes_of, complain, printable
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,9 @@ def test_nothing_that_others_say_steers_the_terminal(hostile: str) -> None:
 
 def test_words_and_lines_stay_as_they_are() -> None:
     assert printable("grüß dich,\nnatsblob") == "grüß dich,\nnatsblob"
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\r\nb", "a\x85b", "a\u2028b", "a\x0bb", "a\udc80\nb"])
+def test_a_name_forges_no_second_line_of_an_error(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    complain(f"{name}: no such file")
+    assert len(capsys.readouterr().err.splitlines()) == 1
