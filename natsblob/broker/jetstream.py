@@ -114,7 +114,6 @@ class _StreamReply(msgspec.Struct):
     config: Config = {}
     state: StreamState = msgspec.field(default_factory=StreamState)
     cluster: ClusterState | None = None
-    total: int = 0
     error: ApiErrorBody | None = None
 
 
@@ -219,16 +218,10 @@ class JetStream:
         reply = await self.call(f"STREAM.INFO.{name}", None, _StreamReply)
         return reply.ts or datetime.now(UTC)
 
-    async def subjects(self, name: str, pattern: str) -> dict[str, int]:
-        """How many messages each subject that matches `pattern` has, as the leader sees it."""
-        found: dict[str, int] = {}
-        while True:
-            body = {"subjects_filter": pattern, "offset": len(found)}
-            reply = await self.call(f"STREAM.INFO.{name}", body, _StreamReply)
-            page = reply.state.subjects or {}
-            found.update(page)
-            if not page or len(found) >= reply.total:
-                return found
+    async def count(self, name: str, subject: str) -> int:
+        """How many messages there are on `subject`, which is no pattern, as the leader sees it."""
+        reply = await self.call(f"STREAM.INFO.{name}", {"subjects_filter": subject}, _StreamReply)
+        return (reply.state.subjects or {}).get(subject, 0)
 
     async def create(self, config: Config) -> StreamInfo:
         """Create a stream. With a configuration that is there already this changes nothing."""
@@ -408,7 +401,7 @@ class JetStream:
         messages, end = await self.collect(stream, _batch_request(subject, start, count))
         if not messages:
             expect_not_found(end)
-        if len(messages) < count and (await self.subjects(stream, subject)).get(subject, 0) >= total:
+        if len(messages) < count and await self.count(stream, subject) >= total:
             raise UnavailableError("a replica has not caught up yet, or some of its answer got lost")
         return messages
 

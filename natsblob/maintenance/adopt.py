@@ -197,7 +197,7 @@ class _Adopter:
     async def _chunks_of(self, entry: Entry) -> AsyncIterator[Stored]:
         jetstream, stream = self._objects.bucket.jetstream, self._layout.stream
         subject = self._layout.chunks(entry.info.nuid)
-        count = (await jetstream.subjects(stream, subject)).get(subject, 0)
+        count = await jetstream.count(stream, subject)
         async for stored in jetstream.messages(stream, subject, count=count, batch=self._batch):
             if self._on_bytes:
                 self._on_bytes(len(stored.data))

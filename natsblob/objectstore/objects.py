@@ -114,7 +114,7 @@ class Objects:
         if newest := newer.get(name, leads):
             return newest
         for _ in range(_LOOKS):
-            if not await self._jetstream.subjects(self._layout.stream, self._layout.meta(name)):
+            if not await self._jetstream.count(self._layout.stream, self._layout.meta(name)):
                 return None
             if stored_meanwhile := await self.newest(name):
                 return stored_meanwhile
@@ -524,7 +524,7 @@ class Objects:
     async def _still_there(self, info: ObjectInfo) -> None:
         """Find out why chunks of an object do not come."""
         subject = self._layout.chunks(info.nuid)
-        stored = (await self._jetstream.subjects(self._layout.stream, subject)).get(subject, 0)
+        stored = await self._jetstream.count(self._layout.stream, subject)
         if stored < info.chunks and await self.bucket.is_replicated():
             stored = max(stored, await most_counted(self._jetstream, self._layout.stream, subject))
         if stored >= info.chunks:

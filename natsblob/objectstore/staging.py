@@ -167,7 +167,7 @@ class Staging:
         A server that another has taken the lead from goes on answering until it hears of that.
         """
         subject = self._layout.chunks(stage)
-        count = (await self._jetstream.subjects(self._layout.stream, subject)).get(subject, 0)
+        count = await self._jetstream.count(self._layout.stream, subject)
         if count < expected and await self._objects.bucket.is_replicated():
             count = max(count, await most_counted(self._jetstream, self._layout.stream, subject))
         return count

@@ -34,6 +34,7 @@ from natsblob.errors import (
 )
 from natsblob.testing.payloads import HangingSource, cut, source
 from natsblob.testing.services import running_service, running_worker
+from tests.integration.subjects import subjects_of
 
 CHUNK = 64 * 1024
 WINDOW = 8 * CHUNK
@@ -90,7 +91,7 @@ async def staged_chunks(url: str, bucket: str = BUCKET) -> int:
     """Chunks in the bucket that belong to no blob; decisions about uploads are none."""
     async with await connect(Access((url,))) as connection:
         jetstream = JetStream(connection)
-        chunks = await jetstream.subjects(f"OBJ_{bucket}", f"$O.{bucket}.C.*")
+        chunks = await subjects_of(jetstream, f"OBJ_{bucket}", f"$O.{bucket}.C.*")
         named = 0
         async with natsblob.connect(url, prefix=PREFIX) as client:
             async for info in client.list():

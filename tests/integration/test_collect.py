@@ -29,6 +29,7 @@ from natsblob.objectstore.staging import Decision, Staging
 from natsblob.store.jetstream import UPLOAD_EXPIRY, JetStreamStore
 from natsblob.testing.payloads import pattern, source
 from natsblob.wire import CommitRequest
+from tests.integration.subjects import subjects_of
 
 OLD = timedelta(0)
 """An expiry after which everything that is stored is old, once `NAMING` is none."""
@@ -127,7 +128,7 @@ async def test_a_deleted_blob_leaves_nothing_to_collect(objects: Objects) -> Non
     await store.commit(await staged(objects), CommitRequest("", len(DATA), 1), None)
     await store.delete(Digest.of(DATA))
     await collect(objects)
-    subjects = await objects.bucket.jetstream.subjects(objects.bucket.layout.stream, "$O.*.C.>")
+    subjects = await subjects_of(objects.bucket.jetstream, objects.bucket.layout.stream, "$O.*.C.>")
     assert subjects == {}
 
 
@@ -198,7 +199,7 @@ async def test_many_collectors_at_once_do_no_harm(objects: Objects) -> None:
         await staged(objects, pattern(10, str(number)))
     await asyncio.gather(*(collect(objects) for _ in range(4)))
     await collect(objects)
-    subjects = await objects.bucket.jetstream.subjects(objects.bucket.layout.stream, "$O.*.C.>")
+    subjects = await subjects_of(objects.bucket.jetstream, objects.bucket.layout.stream, "$O.*.C.>")
     assert len(subjects) == len(kept)
     for info in kept:
         assert Digest.of(b"".join([c async for c in store.chunks(info.digest)])) == info.digest

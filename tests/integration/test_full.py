@@ -32,6 +32,7 @@ from natsblob.store.jetstream import UPLOAD_EXPIRY, JetStreamStore
 from natsblob.testing.payloads import pattern, source
 from natsblob.testing.servers import temporary_server
 from natsblob.wire import CommitRequest
+from tests.integration.subjects import subjects_of
 
 CHUNK = 1024
 DATA = pattern(3 * CHUNK)
@@ -79,7 +80,7 @@ async def fill(objects: Objects) -> None:
 
 
 async def left(objects: Objects) -> dict[str, int]:
-    found = await objects.bucket.jetstream.subjects(objects.bucket.layout.stream, ">")
+    found = await subjects_of(objects.bucket.jetstream, objects.bucket.layout.stream, ">")
     found.pop(objects.bucket.layout.chunks("f"), None)
     return found
 

@@ -24,6 +24,7 @@ from natsblob.store.jetstream import JetStreamStore
 from natsblob.testing.payloads import pattern, source
 from natsblob.testing.servers import temporary_cluster
 from tests.integration.raw import CHUNK, Raw, Wire, pieces, service
+from tests.integration.subjects import subjects_of
 
 HARMFUL = b"\x00"
 _HARMFUL_ONES = 7
@@ -132,7 +133,7 @@ def collecting(objects: Objects) -> Collector:
 async def is_healed(objects: Objects, digest: Digest, *, times: int = 1) -> bool:
     """Whether nothing but the harmful messages is gone, which were planted so many times."""
     bucket, store = objects.bucket, JetStreamStore(objects)
-    found = await bucket.jetstream.subjects(bucket.layout.stream, bucket.layout.all_chunks)
+    found = await subjects_of(bucket.jetstream, bucket.layout.stream, bucket.layout.all_chunks)
     read = b"".join([chunk async for chunk in store.chunks(digest)])
     return sum(found.values()) == 3 + times * _HARMFUL_ONES and Digest.of(read) == digest
 

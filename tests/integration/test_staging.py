@@ -33,6 +33,7 @@ from natsblob.objectstore.objects import Objects
 from natsblob.store.jetstream import JetStreamStore
 from natsblob.testing.payloads import cut, pattern
 from natsblob.wire import CommitRequest, Info
+from tests.integration.subjects import subjects_of
 
 CHUNK = 1024
 DATA = pattern(5 * CHUNK + 10)
@@ -88,11 +89,11 @@ class Lab:
 
     async def subjects(self) -> set[str]:
         """Of the chunks that are stored."""
-        found = await self.jetstream.subjects(self.objects.bucket.layout.stream, "$O.*.C.*")
+        found = await subjects_of(self.jetstream, self.objects.bucket.layout.stream, "$O.*.C.*")
         return {subject.rpartition(".")[2] for subject in found}
 
     async def decisions(self) -> int:
-        return len(await self.jetstream.subjects(self.objects.bucket.layout.stream, "$O.*.C.*.decision"))
+        return len(await subjects_of(self.jetstream, self.objects.bucket.layout.stream, "$O.*.C.*.decision"))
 
     async def read(self) -> bytes:
         return b"".join([chunk async for chunk in self.store.chunks(DIGEST)])
