@@ -222,8 +222,11 @@ class Layout:
 
     @property
     def damage(self) -> str:
-        """Where it is recorded that the only copy has messages that cannot be read (ADR 0019)."""
-        return f"$O.{self.bucket}.C.damaged"
+        """Where it is recorded that the only copy has messages that cannot be read (ADR 0019).
+
+        Two tokens below `C`: those who may publish chunks, to `$O.<bucket>.C.*`, cannot write it.
+        """
+        return f"$O.{self.bucket}.C.copy.damaged"
 
     def meta(self, name: str) -> str:
         return f"$O.{self.bucket}.M.{urlsafe_b64encode(name.encode()).decode()}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 
 import pytest
 
 from natsblob import wire
 from natsblob.broker.connection import Access, connect
-from natsblob.broker.jetstream import JetStream
+from natsblob.broker.jetstream import JetStream, decode_ack
+from natsblob.broker.retry import retrying
 from natsblob.chunking import Seen
 from natsblob.digest import Digest
 from natsblob.objectstore.bucket import Bucket, BucketConfig
@@ -34,14 +36,21 @@ async def test_what_it_does_not_know_of_is_committed_all_the_same(
         bucket = Bucket(JetStream(connection), "blobs", "blob")
         await bucket.create(BucketConfig(name="blobs", replicas=3))
         stage = new_nuid()
-        for index, chunk in enumerate(cut(DATA, CHUNK)):
+
+        async def publish(index: int, chunk: bytes) -> None:
             headers = chunk_headers(stage, index, chunk)
-            await connection.request(bucket.chunk_subject(stage), chunk, headers=headers, timeout=10)
+            decode_ack(
+                await connection.request(bucket.chunk_subject(stage), chunk, headers=headers, timeout=10)
+            )
 
-        async def before(_: JetStream, __: str, subject: str) -> dict[str, int]:
-            return {subject: known} if known else {}
+        for index, chunk in enumerate(cut(DATA, CHUNK)):
+            # a server learns a while after the creation that the stream takes this subject
+            await retrying(partial(publish, index, chunk), patience=30)
 
-        monkeypatch.setattr(JetStream, "subjects", before)
+        async def before(_: JetStream, __: str, ___: str) -> int:
+            return known
+
+        monkeypatch.setattr(JetStream, "count", before)
         digest = Digest.of(DATA)
         staging = Staging(Objects(bucket, chunk_size=CHUNK), expiry=timedelta(hours=1))
         request = CommitRequest(stage, len(DATA), 3, digest, Marks(every=1, seqs=[1, 2, 3]))
