@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from natsblob.chunking import DEFAULT_CHUNK_SIZE
 from natsblob.cli.exits import UsageError
 from natsblob.cli.options import UNSET, Common, blobs_of
-from natsblob.cli.terminal import Stdout, rendered, say
+from natsblob.cli.terminal import Stdout, say
 from natsblob.config.quantity import format_size, parse_duration, parse_size
 from natsblob.errors import BlobError, BlobNotFoundError
 
@@ -79,7 +79,7 @@ async def bench(
                     await out.record(figure.fields())
                     await out.flush()
     if not common.json:
-        await out.line(rendered(_table(measured)))
+        await out.page(_table(measured))
         await out.flush()
 
 

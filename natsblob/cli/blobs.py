@@ -257,7 +257,8 @@ async def stat(*digests: Digests, common: Common = UNSET) -> Exit:
         if common.json:
             await out.record(_fields(info))
         else:
-            await out.line("\n".join(_described(info)))
+            for line in _described(info):
+                await out.line(line)
 
     return await _each(digests, common, out, show)
 

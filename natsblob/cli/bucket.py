@@ -12,7 +12,7 @@ from cyclopts import App, Parameter, validators
 
 from natsblob.cli.exits import Exit, UsageError
 from natsblob.cli.options import SERVICE, UNSET, Common, keep_quiet
-from natsblob.cli.terminal import Stdout, bytes_of, printable, progress, say
+from natsblob.cli.terminal import Stdout, bytes_of, progress, say
 from natsblob.config.quantity import format_duration, parse_duration, parse_size
 from natsblob.errors import ConflictError, DeadlineError
 
@@ -266,7 +266,7 @@ async def adopt(*, force: Annotated[bool, Parameter(negative=())] = False, commo
     if older and not force:
         say(
             f"workers of an older version serve the bucket ({', '.join(older)}), so that it still takes "
-            "chunks on their subject, which nothing else needs: stop them, and adopt again"
+            "chunks on their subject, which nothing else needs: stop them, then `natsblob bucket adopt` again"
         )
     for outcome, advice in _LEFT_ALONE.items():
         if outcomes[outcome]:
@@ -329,4 +329,4 @@ def _written(name: str, value: object) -> str:
             return ", ".join(f"{follower} {state}" for follower, state in value.items()) or "-"
         case _, bool():
             return "yes" if value else "no"
-    return printable(str(value)) or "-"
+    return str(value) or "-"

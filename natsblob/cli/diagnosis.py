@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 
 from natsblob.cli.exits import Exit, UsageError
 from natsblob.cli.options import MORE, UNSET, Common, keep_quiet
-from natsblob.cli.terminal import Stdout, rendered
+from natsblob.cli.terminal import Stdout, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,8 +42,7 @@ async def doctor(
 ) -> Exit:
     """Examine servers, bucket and service, and say what to do.
 
-    It stores a small random blob, reads it and deletes it, and changes nothing else. Exit code 1
-    where a
+    It stores a small random blob, reads it and deletes it, and changes nothing else. Exit code 1 if a
     check failed; what merely deserves attention is marked with `!`. With --quiet only what is not in
     order.
 
@@ -66,7 +65,7 @@ async def doctor(
                 await out.record(check)
                 await out.flush()
             elif not common.quiet or check.status is not Status.OK:
-                await out.line(rendered(_described(check)))
+                await out.page(described(check))
                 await out.flush()
     if not common.json and not common.quiet:
         await out.line(f"{counts['ok']} in order, {counts['warn']} to look at, {counts['fail']} failed")
@@ -101,7 +100,7 @@ def _monitor(text: str) -> str:
         raise UsageError(f"--monitor: {error}") from error
 
 
-def _described(check: Check) -> RenderableType:
+def described(check: Check) -> RenderableType:
     """The check for people: a mark, its name and what was found; beneath, what that means and asks for."""
     from rich.table import Table
     from rich.text import Text
@@ -111,10 +110,10 @@ def _described(check: Check) -> RenderableType:
     table.add_column()
     table.add_column(min_width=_NAME)
     table.add_column(overflow="fold")
-    said = Text(check.found)
-    said.append(f"\n{check.means}", style="dim")
+    said = Text(printable(check.found))
+    said.append(f"\n{printable(check.means)}", style="dim")
     if check.todo:
-        said.append(f"\n→ {check.todo}", style="bold")
+        said.append(f"\n→ {printable(check.todo)}", style="bold")
     table.add_row(Text(mark, style=f"bold {colour}"), Text(check.name), said)
     return table
 
@@ -123,9 +122,8 @@ def _described(check: Check) -> RenderableType:
 async def show(*, common: Common = UNSET) -> None:
     """Print the settings in force, and where each comes from.
 
-    Secrets are masked.     Sources, the stronger ones first: flags, NATSBLOB_* variables, NATS_*
-    variables, the NATS context, the
-    configuration file, defaults. With --quiet only what somebody has set.
+    Secrets are masked. Sources, the stronger ones first: flags, NATSBLOB_* variables, NATS_* variables,
+    the NATS context, the configuration file, defaults. With --quiet only what somebody has set.
     """
     shown = [one for one in common.load().show() if not common.quiet or one.source != "default"]
     out = Stdout()

@@ -55,7 +55,12 @@ class Stdout:
         await asyncio.to_thread(_write_all, data)
 
     async def line(self, text: str) -> None:
-        await self._add(shown(text, sys.stdout))
+        """One line, whatever others call their things."""
+        await self._add(shown(printable(text), sys.stdout))
+
+    async def page(self, what: RenderableType) -> None:
+        """Several lines, styled and as wide as the terminal; its texts are `printable` already."""
+        await self._add(shown(_rendered(what), sys.stdout))
 
     async def record(self, value: Any) -> None:
         """One JSON object on one line, in UTF-8 whatever the locale."""
@@ -86,7 +91,7 @@ def _write_all(data: bytes) -> None:
 
 
 def say(text: str, *, style: str = "") -> None:
-    """A line for people, on stderr: plain where that is no terminal or has no colours."""
+    """One line for people, on stderr: plain where that is no terminal or has no colours."""
     if sys.stderr is None:
         return
     text = printable(text)
@@ -101,8 +106,7 @@ def say(text: str, *, style: str = "") -> None:
             sys.stderr.flush()
 
 
-def rendered(what: RenderableType) -> str:
-    """Text for standard output: styled and as wide as the terminal, if it is one."""
+def _rendered(what: RenderableType) -> str:
     from rich.console import Console
 
     terminal = os.isatty(_STDOUT)
@@ -121,10 +125,8 @@ def complain(message: str, advice: str = "") -> None:
 
 
 def printable(text: str) -> str:
-    """The text without what would steer a terminal: others choose names and messages."""
-    return "".join(
-        char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text
-    )
+    """The text without what would steer a terminal or begin a line: others choose names and messages."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def text_of(name: str | Path) -> str:

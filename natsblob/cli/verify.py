@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from natsblob.cli.exits import Exit, UsageError
 from natsblob.cli.options import UNSET, Common, keep_quiet
-from natsblob.cli.terminal import Stdout, printable, progress, say
+from natsblob.cli.terminal import Stdout, progress, say
 from natsblob.config.quantity import parse_size
 from natsblob.digest import Digest
 from natsblob.errors import DeadlineError, NoRespondersError, NotAllowedError, SetupError
@@ -209,10 +209,10 @@ async def show(found: Comparison, common: Common) -> None:
     else:
         for node in found.nodes:
             if not common.quiet or not node.is_good:
-                await out.line(printable(f"{node.name:<24} {_state(node)}"))
+                await out.line(f"{node.name:<24} {_state(node)}")
         for blob in found.damage:
             good = ", ".join(blob.good) or "no server"
-            await out.line(printable(f"{blob.name}  bad on {', '.join(blob.bad)}; whole on {good}"))
+            await out.line(f"{blob.name}  bad on {', '.join(blob.bad)}; whole on {good}")
         if not common.quiet:
             await out.line(f"{found.blobs} blobs, {len(found.damage)} damaged somewhere")
     await out.flush()

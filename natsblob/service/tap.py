@@ -17,9 +17,13 @@ from natsblob import wire
 from natsblob.broker.connection import Connection
 from natsblob.broker.message import Message
 from natsblob.chunking import Seen
+from natsblob.errors import BlobError
 from natsblob.hashing import ConcurrentHasher
+from natsblob.logs import get_logger
 from natsblob.objectstore.canonical import is_canonical
 from natsblob.service.limits import ByteBudget
+
+log = get_logger("natsblob")
 
 MAX_TAPS: Final = 8
 """Uploads watched at a time; further ones are read back. Chunks come past without flow control: what one
@@ -153,8 +157,10 @@ class Taps:
 
     def _ended(self, stage: str) -> None:
         _, task = self._taps.pop(stage)
-        if not task.cancelled():
-            task.exception()  # a tap that could not subscribe has seen nothing, which is all it may mean
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, BlobError):
+            log.error("tap.defect", exc_info=error)
+        # a tap that could not subscribe has seen nothing, which is all it may mean
 
     async def __aenter__(self) -> Self:
         return self

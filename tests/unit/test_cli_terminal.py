@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from rich.console import Console
 
-from natsblob.cli.terminal import bytes_of, complain, printable
+from natsblob.cli.diagnosis import described
+from natsblob.cli.terminal import Stdout, bytes_of, complain, printable, say
+from natsblob.maintenance.doctor import Check, Status
 
 
 @pytest.mark.parametrize(
@@ -27,11 +30,37 @@ def test_nothing_that_others_say_steers_the_terminal(hostile: str) -> None:
     assert printable(hostile).isprintable()
 
 
-def test_words_and_lines_stay_as_they_are() -> None:
-    assert printable("grüß dich,\nnatsblob") == "grüß dich,\nnatsblob"
+def test_words_stay_as_they_are() -> None:
+    assert printable("grüß dich, natsblob") == "grüß dich, natsblob"
 
 
-@pytest.mark.parametrize("name", ["a\nb", "a\r\nb", "a\x85b", "a\u2028b", "a\x0bb", "a\udc80\nb"])
+FORGED = ["a\nb", "a\r\nb", "a\x85b", "a\u2028b", "a\x0bb", "a\udc80\nb"]
+
+
+@pytest.mark.parametrize("name", FORGED)
 def test_a_name_forges_no_second_line_of_an_error(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     complain(f"{name}: no such file")
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_name_forges_no_second_line_for_people(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    say(f"12 B in {name}")
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", FORGED)
+async def test_a_name_forges_no_second_line_of_a_result(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    out = Stdout()
+    await out.line(f"description  {name}")
+    await out.flush()
+    assert len(capfd.readouterr().out.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_name_forges_no_line_of_a_check(name: str) -> None:
+    check = Check(name="bucket", status=Status.FAIL, found=name, means=name, todo=name)
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(described(check))
+    assert len(captured.get().splitlines()) == 3
