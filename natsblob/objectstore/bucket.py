@@ -99,6 +99,14 @@ class Bucket:
         """Whether there are copies beside the leader's."""
         return int((await self._known()).get("num_replicas", 1)) > 1
 
+    async def agree(self) -> None:
+        """Return once most copies agree on everything that was acknowledged before the call (ADR 0020).
+
+        A leader that is cut off goes on answering for some ten seconds, and knows of nothing that another one
+        has acknowledged. It purges nothing, though: that takes a majority, and stores nothing.
+        """
+        await self.jetstream.purge(self.layout.stream, self.layout.nothing)
+
     async def is_limited(self) -> bool:
         """Whether there is a limit of its own that it may reach."""
         known = await self._known()

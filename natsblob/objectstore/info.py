@@ -228,6 +228,11 @@ class Layout:
         """
         return f"$O.{self.bucket}.C.copy.damaged"
 
+    @property
+    def nothing(self) -> str:
+        """Where nothing is ever stored: those who may publish chunks cannot write it either."""
+        return f"$O.{self.bucket}.C.copy.nothing"
+
     def meta(self, name: str) -> str:
         return f"$O.{self.bucket}.M.{urlsafe_b64encode(name.encode()).decode()}"
 

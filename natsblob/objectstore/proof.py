@@ -78,14 +78,26 @@ class Proofs:
         """Whether a put of its content may be answered by this entry; it is read for that if need be.
 
         Not if that takes longer than `within` seconds: then the content is to be stored again.
+        `UnavailableError` or `DeadlineError` if most copies of the bucket cannot be asked.
         """
         if not entry.is_blob or not await is_lasting(self._objects.bucket, entry):
+            return False
+        if not await self._is_newest(entry):
             return False
         stored = await self._stored(entry.info.name)
         standing = self._standing(entry, stored)
         if standing is Standing.UNKNOWN:
             return await self._read_within(entry, stored.seq if stored else 0, within)
         return standing is Standing.PROVEN
+
+    async def _is_newest(self, entry: Entry) -> bool:
+        """Whether it was not deleted or replaced before this call, by whatever leader."""
+        bucket = self._objects.bucket
+        if not await bucket.is_replicated():
+            return True
+        await bucket.agree()
+        newest = await self._objects.newest(entry.info.name)
+        return newest is not None and newest.seq == entry.seq
 
     async def is_doubted(self, entry: Entry) -> bool:
         """Whether its bytes were found to be bad."""

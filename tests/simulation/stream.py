@@ -261,6 +261,8 @@ class Stream:
         self._check_whole(info)
 
     def _purged(self, subject: str) -> None:
+        if subject not in self.agreed.by_subject:
+            self._visible.pop(subject, None)
         for info in self._visible.values():
             if self.layout.chunks(info.nuid) == subject:
                 raise ViolationError(f"the chunks of visible blob {info.name[:12]} were purged")
