@@ -160,7 +160,7 @@ def _kept_in(settings: Settings) -> str:
 async def on_volume(settings: Settings) -> Settings:
     """These settings with the volume that is in their directory now, made if they say so.
 
-    A worker that is started anew then neither makes a volume where a disk was lost, nor serves another.
+    A worker that is started anew then neither makes a volume in place of a lost disk, nor serves another.
     """
     if settings.backend != "disk":
         return settings

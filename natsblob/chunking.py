@@ -87,7 +87,7 @@ class Seen:
 
 
 Block: TypeAlias = bytes | memoryview
-"""Bytes that nobody changes: a view only where what it shows cannot change."""
+"""Bytes that nobody changes: a view only if what it shows cannot change."""
 
 
 async def rechunk(source: AsyncIterable[Block], chunk_size: int) -> AsyncIterator[Block]:

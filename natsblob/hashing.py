@@ -25,7 +25,7 @@ class ConcurrentHasher:
         self._held = 0
 
     async def update(self, data: bytes | memoryview) -> None:
-        """Take the next block. Waits only where `_HELD` bytes have not been hashed yet."""
+        """Take the next block. Waits only if `_HELD` bytes have not been hashed yet."""
         if self._running is None and not self._waiting and len(data) < _INLINE:
             self._hasher.update(data)
             return
@@ -67,7 +67,7 @@ class ConcurrentHasher:
 
 
 async def digest_of_bytes(data: bytes) -> Digest:
-    """The address of `data`, computed in a thread where it is so large that others would have to wait."""
+    """The address of `data`, computed in a thread if it is so large that others would have to wait."""
     if len(data) <= _INLINE:
         return Digest.of(data)
     return await asyncio.wrap_future(_THREADS.submit(Digest.of, data))

@@ -38,7 +38,7 @@ _STDOUT: Final = 1
 async def serve(settings: Settings, *, ready: Ready) -> None:
     """Run what the settings say until SIGTERM, SIGINT or SIGHUP; requests in flight end before it returns.
 
-    Raises `SetupError` and the like where it cannot start, and `UnavailableError` if the server is
+    Raises `SetupError` and the like if it cannot start, and `UnavailableError` if the server is
     lost for good.
     """
     with stop_signals() as stop:
@@ -245,7 +245,7 @@ async def _first_of(work: asyncio.Future[Any], stop: asyncio.Event) -> None:
 
 
 async def _stop(process: Process) -> None:
-    """Let the process drain, and end it where it does not."""
+    """Let the process drain, and end it if it does not."""
     if process.returncode is None:
         with suppress(ProcessLookupError):
             process.terminate()

@@ -36,7 +36,7 @@ class Request:
 
     verb: str
     id: str = field(default_factory=lambda: format(next(_ids), "016x"))
-    """Names the request in the log, and in the reply where it failed by a defect."""
+    """Names the request in the log, and in the reply if it failed by a defect."""
     digest: Digest | None = None
     size: int | None = None
     """Bytes in the blob that the request is about."""

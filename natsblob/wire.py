@@ -29,7 +29,7 @@ MAX_MARKS: Final = 4096
 _MAX_TEXT: Final = 500
 
 NOT_DECODED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises where bytes are no JSON of the type that is asked for."""
+"""What msgspec raises if bytes are no JSON of the type that is asked for."""
 
 T = TypeVar("T")
 Headers: TypeAlias = dict[str, str]

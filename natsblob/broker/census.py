@@ -3,7 +3,7 @@
 The server's list of subjects comes 100,000 at a time, however long they are, and leaves out what it has not
 indexed. A consumer of headers shows every message (ADR 0017).
 
-Servers end if such a consumer reads a message whose header block is one byte long. So where reading headers
+Servers end if such a consumer reads a message whose header block is one byte long. So if reading headers
 failed, the messages that follow are read whole before headers are asked for again, and what ends servers is
 removed.
 """

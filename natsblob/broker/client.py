@@ -1,4 +1,4 @@
-"""nats-py's client with the places replaced where it would lose requests or time (ADR 0004).
+"""nats-py's client with those parts replaced that would lose requests or time (ADR 0004).
 
 - A message goes from the socket to its handler directly (`receive`, `transport`). The library reads it into
   a buffer that it cuts up, puts it into a queue that drops when full, and has a task for each
@@ -9,8 +9,8 @@
   published in one round of the event loop is written at its end, without a task in between.
 - A ping waits its turn. The library's overtakes what is still to be sent, so that `flush` proves nothing.
 - A user and a password in an address are decoded. The library sends %40 as it stands.
-- Where TLS is asked for, nothing is sent without it. The library goes on in the clear, credentials included,
-  where a server, or somebody between, says nothing of TLS.
+- If TLS is asked for, nothing is sent without it. The library goes on in the clear, credentials included,
+  if a server, or somebody between, says nothing of TLS.
 - Only its owner closes a connection (ADR 0016). The library does so at most complaints of a server, and stops
   reading at a line that it does not understand.
 - Credentials are read again for each attempt, and what a server says of itself later counts.
@@ -187,7 +187,7 @@ class DirectClient(Client):
         await super()._process_info(info, initial_connection)
 
     async def flush(self, timeout: int = 10) -> None:
-        """As the library's, which proves nothing and says nothing where there is no connection."""
+        """As the library's, which proves nothing and says nothing if there is no connection."""
         if not self.is_connected and not self.is_closed:
             raise UnavailableError("the connection to NATS is interrupted")
         await super().flush(timeout)
@@ -271,7 +271,7 @@ class DirectClient(Client):
         self._write_soon()
 
     async def send(self, subject: str, reply: str, headers: Headers | None, data: bytes | memoryview) -> None:
-        """Publish. Waits where more than `max_unflushed` bytes wait for the socket."""
+        """Publish. Waits while more than `max_unflushed` bytes wait for the socket."""
         while self._unsent > self.max_unflushed:
             await self._sent_some()
         self.enqueue(subject, reply, headers, data)

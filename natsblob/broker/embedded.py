@@ -225,7 +225,7 @@ class ServerProcess:
         return code
 
     async def stop(self) -> None:
-        """End the child: SIGTERM, and SIGKILL where it does not leave in time. Also under cancellation."""
+        """End the child: SIGTERM, and SIGKILL if it does not leave in time. Also under cancellation."""
         if not self.running:
             return
         try:
@@ -271,7 +271,7 @@ class ServerProcess:
 
 
 def _die_with_parent() -> Callable[[], None] | None:
-    """What the child does before it becomes nats-server, where the kernel can tie its life to ours."""
+    """What the child does before it becomes nats-server, if the kernel can tie its life to ours."""
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None).prctl

@@ -384,7 +384,7 @@ class JetStream:
         """The next `count` messages on `subject` from `start` on, in stream order, read `batch` at a time.
 
         `count`, with the number `before` them, is what the leader has: a replica that has fewer is asked
-        again, for `patience` seconds. Ends early where the leader has none of them any more.
+        again, for `patience` seconds. Ends early if the leader has none of them any more.
         """
         total = before + count
         while count > 0:

@@ -1,4 +1,4 @@
-"""The event loop that natsblob runs on: uvloop where it is installed, which is a matter of speed only."""
+"""The event loop that natsblob runs on: uvloop if it is installed, which is a matter of speed only."""
 
 from __future__ import annotations
 

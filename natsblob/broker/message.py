@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from natsblob.wire import STATUS, Headers
 
 MALFORMED: Final = "Natsblob-Malformed"
-"""Set by the parser, and by nobody else, where the header block breaks the rules."""
+"""Set by the parser, and by nobody else, if the header block breaks the rules."""
 
 MAX_HEADERS: Final = 16 * 1024
 """Bytes of a header block that are parsed; a larger one is malformed."""
@@ -23,12 +23,12 @@ SEQUENCE: Final = "Nats-Sequence"
 DESCRIPTION: Final = "Description"
 _VERSION: Final = b"NATS/1.0"
 _END: Final = b"\r\n\r\n"
-"""Of a block without it the server cuts off the last bytes where it adds headers of its own."""
+"""Of a block without it the server cuts off the last bytes if it adds headers of its own."""
 _NOTHING: Final[Headers] = {}
 
 
 class Message(NamedTuple):
-    """A message. `headers` is never to be changed; it is shared where there are none."""
+    """A message. `headers` is never to be changed; it is shared if there are none."""
 
     subject: str
     reply: str

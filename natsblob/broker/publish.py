@@ -19,7 +19,7 @@ from natsblob.wire import chunk_headers
 ACK_TIMEOUT: Final = 5.0
 """Seconds without any ack after which the unanswered chunks are published again."""
 FIRST_ACK_TIMEOUT: Final = 1.2
-"""The same as long as there was no ack at all, where chunks can go elsewhere."""
+"""The same as long as there was no ack at all, if chunks can go elsewhere."""
 
 
 class Place(NamedTuple):
@@ -33,7 +33,7 @@ class Place(NamedTuple):
 
 
 Elsewhere: TypeAlias = Callable[[BlobError, float, Callable[[], int]], Awaitable[Place | None]]
-"""Where the unanswered chunks go from now on, if not where they went.
+"""Where the unanswered chunks go from now on, if not to the same place.
 
 It is told of an error and of the seconds without any answer, and may ask how many chunks are answered: these
 are stored, and are not published again. Only if there are none may the message ids be other ones.

@@ -28,9 +28,9 @@ PART_BYTES: Final = 4 * 1024 * 1024
 """Messages, and their bytes, in one answer. To count what is left takes the server a tenth of a second
 with 1,000,000 subjects, however few it then sends."""
 _PAGE_TIMEOUT: Final = 20.0
-"""Seconds for a page of subjects, which takes long where there are millions."""
+"""Seconds for a page of subjects, which takes long if there are millions."""
 _BACK: Final = 10_000
-"""Subjects to go back where some have gone meanwhile."""
+"""Subjects to go back if some have gone meanwhile."""
 _TURN: Final = 4_096
 """Subjects that are handed on before anybody else on the loop has a turn."""
 _SUBJECT: Final = re.compile(rb'"((?:[^"\\]|\\.)*)":\s*(\d+)')

@@ -98,7 +98,7 @@ class BulkTransport(asyncio.BufferedProtocol, Transport):
         self.writelines([payload])
 
     def writelines(self, payload: list[bytes]) -> None:
-        """Hand bytes to the socket, or drop them where it has ended: the library is about to hear of it."""
+        """Hand bytes to the socket, or drop them if it has ended: the library is about to hear of it."""
         if not self._socket.is_closing():
             self._socket.writelines(payload)
 

@@ -196,7 +196,7 @@ async def _driven(load: Load, verb: str, seconds: float, operation: Callable[[],
 
 
 def _content(body: bytes, size: int) -> bytes | AsyncIterator[bytes]:
-    """Bytes that nobody has stored before: in memory where they are few, else as they are needed."""
+    """Bytes that nobody has stored before: in memory if they are few, else as they are needed."""
     stamp = os.urandom(_STAMP)
     if size <= len(body):
         return stamp + body[_STAMP:size]

@@ -63,7 +63,7 @@ class FileError(BlobError):
 class Meaning(NamedTuple):
     exit: Exit
     advice: str
-    """What is safe and what to do next; empty where the message says all."""
+    """What is safe and what to do next; empty if the message says all."""
 
 
 _MEANINGS: Final[tuple[tuple[type[BlobError], Meaning], ...]] = (

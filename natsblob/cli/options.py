@@ -66,7 +66,7 @@ UNSET: Final = Common()
 
 @asynccontextmanager
 async def blobs_of(common: Common) -> AsyncIterator[Client]:
-    """The service that the options name. Where nobody answers at all that is told at once."""
+    """The service that the options name. If nobody answers at all, that is told at once."""
     from natsblob.broker.connection import Access
     from natsblob.client import connect
 

@@ -21,8 +21,8 @@ async def repair(
 ) -> None:
     """Give servers whose copy is damaged a fresh one, from a copy that has every blob.
 
-    All copies are read and compared first. Where none has every blob nothing is changed, and exit code 4
-    says so. The bucket stays in use; for moments nothing can be put. Another server takes over where there
+    All copies are read and compared first. If none has every blob, nothing is changed, and exit code 4
+    says so. The bucket stays in use; for moments nothing can be put. Another server takes over if there
     is one to spare. Otherwise it asks for the damaged server to be stopped, and later to be started again,
     and waits for that: so no whole copy is ever given up.
 

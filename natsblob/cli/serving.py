@@ -67,7 +67,7 @@ class Serving:
     )
     """Log this and what is worse, on stderr. [default: info]"""
     log_format: Annotated[Literal["auto", "json", "console"] | None, Parameter(group=_TELLING)] = None
-    """How; auto is JSON where stderr is no terminal. [default: auto]"""
+    """How; auto is JSON if stderr is no terminal. [default: auto]"""
 
     storage_server: Annotated[Text, Parameter(group=_STORAGE, metavar="URL")] = None
     """Where the bucket is, if not on --server."""

@@ -91,7 +91,7 @@ def _write_all(data: bytes) -> None:
 
 
 def say(text: str, *, style: str = "") -> None:
-    """One line for people, on stderr: plain where that is no terminal or has no colours."""
+    """One line for people, on stderr: plain if that is no terminal or has no colours."""
     if sys.stderr is None:
         return
     text = printable(text)
@@ -145,7 +145,7 @@ def short(digest: Digest) -> str:
 
 @contextmanager
 def progress(label: str, *, wanted: bool) -> Iterator[Report | None]:
-    """A bar on stderr while the context lasts; nothing where that is no terminal, or not `wanted`."""
+    """A bar on stderr while the context lasts; nothing if that is no terminal, or not `wanted`."""
     if not wanted or sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield None
         return

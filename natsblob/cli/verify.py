@@ -111,13 +111,13 @@ async def verify(
 
     What the service under --prefix serves is read: its bucket directly, anything else through the service.
     If there is no service, it is --bucket. It changes nothing, and the bucket stays in use. Exit code 4
-    where bytes are not what they should be.
+    if bytes are not what they should be.
 
     Parameters
     ----------
     replicas
         Read the copy of each server, and compare them: this finds a blob that is bad on one server only,
-        and so is served by the others for now. Exit code 4 where they differ, 5 where one could not be
+        and so is served by the others for now. Exit code 4 if they differ, 5 if one could not be
         read.
     after
         Begin behind this digest, to go on where an earlier run ended.

@@ -96,9 +96,9 @@ class Client:
         the bytes must have that address (`DigestMismatchError` otherwise), and large content that is
         there already is not sent at all, nor read to its end.
 
-        Where it raises or is cancelled nothing is visible, except that an answer may have got lost; to
+        If it raises or is cancelled, nothing is visible, except that an answer may have got lost; to
         put the same again is always safe. An upload that the service has lost is begun again by itself,
-        up to five times, where the source can be read again: bytes, a `Path`, a seekable file.
+        up to five times, if the source can be read again: bytes, a `Path`, a seekable file.
         `UploadExpiredError` otherwise, `TooLargeError` and `InsufficientStorageError` if it does not
         fit, `ConflictError` if the bucket takes no more.
         """
@@ -119,7 +119,7 @@ class Client:
         progress: Progress | None = None,
         timeout: float | None = None,
     ) -> bytes:
-        """The bytes of a blob, or `length` of them from `offset` on; fewer where the blob ends before.
+        """The bytes of a blob, or `length` of them from `offset` on; fewer if the blob ends before.
 
         A whole blob is verified against its address before it is returned: if the bytes received do
         not match, they are read once more through a worker that checks them, and then it is a
@@ -265,7 +265,7 @@ class Client:
     async def delete(self, digest: Digest | str, *, timeout: float | None = None) -> Info:
         """Remove a blob, and what was known of it; `BlobNotFoundError` if there is none.
 
-        That may also be said where the answer to the request that removed it got lost.
+        That may also be said if the answer to the request that removed it got lost.
         """
         body = str(_digest(digest)).encode()
         reply = await self._service.call(self._service.subjects.delete, body, timeout=timeout)

@@ -1,4 +1,4 @@
-"""Reading the bytes of a blob: in one reply where they fit, else as windows of frames."""
+"""Reading the bytes of a blob: in one reply if they fit, else as windows of frames."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ class Fetch:
                     yield chunk
 
     async def whole(self, gauge: Gauge) -> bytes:
-        """All bytes, verified; read once more through a worker that checks them where they are bad."""
+        """All bytes, verified; read once more through a worker that checks them if they are bad."""
         for verify in (False, True):
             # A BytesIO hands its buffer over without copying it, and grows without moving it.
             collected = io.BytesIO()

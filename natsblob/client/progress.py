@@ -15,7 +15,7 @@ ends the transfer.
 
 
 class Gauge:
-    """How far one transfer has come, reported where somebody wants to know."""
+    """How far one transfer has come, reported if somebody wants to know."""
 
     def __init__(self, report: Progress | None, total: int | None) -> None:
         self._report = report

@@ -19,12 +19,12 @@ class BlobReader:
     Reading on from where the last read ended streams ahead, up to 16 MiB. A read elsewhere asks for the
     chunks that it touches and no more.
 
-    What is verified: every chunk against the CRC-32 stored beside it, where the blob was put through
+    What is verified: every chunk against the CRC-32 stored beside it, if the blob was put through
     natsblob, which guards against accidents. Once all bytes were read in order from the first to the
-    last, in reads of any size, the SHA-256 of the whole is compared with the address, and where it
+    last, in reads of any size, the SHA-256 of the whole is compared with the address, and if it
     differs the read that would return the last bytes raises `BlobCorruptError` instead. After a `seek`
     over bytes that were never read the whole is not verified: use `Client.get` or `Client.download`
-    where that matters.
+    if that matters.
 
     Reads raise the errors of `Client.get`. A read that was cancelled or failed has not moved the
     position. Several tasks may read; their reads take turns.
@@ -113,7 +113,7 @@ class BlobReader:
         return await self._ahead.take(wanted)
 
     async def _verify(self, data: bytes) -> None:
-        """Hash what is read in order; compare, before the last bytes go out, where all of it was."""
+        """Hash what is read in order; compare, before the last bytes go out, if all of it was."""
         if self._position == self._hashed:
             await self._hasher.update(data)
             self._hashed += len(data)

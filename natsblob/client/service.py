@@ -31,7 +31,7 @@ can commit them."""
 class Service:
     """The service under one prefix, over one connection.
 
-    `timeout`, in seconds, is what a call may take in all where it is not told otherwise. Within it
+    `timeout`, in seconds, is what a call may take in all if it is not told otherwise. Within it
     whatever is retryable is repeated, with jitter and no sooner than a busy worker asks for.
     """
 

@@ -1,4 +1,4 @@
-"""Putting a blob: in one request where it fits, else as chunks that are staged and then committed."""
+"""Putting a blob: in one request if it fits, else as chunks that are staged and then committed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from natsblob.hashing import ConcurrentHasher
 from natsblob.wire import AbortRequest, Caps, CommitRequest, Info, Opened, OpenRequest
 
 RESTARTS: Final = 5
-"""Times that an upload is begun again because the service has lost it, where the source allows that."""
+"""Times that an upload is begun again because the service has lost it, if the source allows that."""
 _SLOWER: Final = 4
 """Attempts by which beginning again is slower than a repeated request: what lost it may need a moment."""
 COMMIT_ATTEMPT: Final = 10.0
@@ -66,7 +66,7 @@ class Upload:
         """Bytes that fit one message, as of the beginning of an attempt."""
 
     async def run(self) -> Info:
-        """Put the blob, from the beginning again where the service has lost the upload."""
+        """Put the blob, from the beginning again if the service has lost the upload."""
         for number in range(RESTARTS if self._source.repeatable else 0):
             try:
                 return await self._put()

@@ -79,7 +79,7 @@ def load(
     Each source outranks those before it: defaults, the TOML file (`--config`, `NATSBLOB_CONFIG`,
     `./natsblob.toml`, `natsblob/config.toml` in the user's configuration), the NATS context that one
     of the others names, the `NATS_*` variables of the `nats` command line, `NATSBLOB_*` variables,
-    flags. The context that the `nats` command line has selected counts only where nothing else names
+    flags. The context that the `nats` command line has selected counts only if nothing else names
     a server: a worker with a configuration of its own never follows an interactive choice.
 
     `flags` maps names of settings, and `config` for the file, to values; `None` means not given.

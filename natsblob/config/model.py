@@ -1,4 +1,4 @@
-"""The model: every setting with its type, its range, its default, and its meaning where the name lacks it."""
+"""The model: every setting with its type, its range, its default, and its meaning if the name lacks it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AUTH: Final = ("creds", "nkey", "user", "password", "token")
 STORAGE: Final = ("server", *AUTH)
 """What the second connection of a worker may have of its own, as `storage_server` and so on."""
 
-# `kind` says how a value is written (see values.py), `description` what is allowed, where a range does not.
+# `kind` says how a value is written (see values.py), `description` what is allowed if a range does not.
 Subject: TypeAlias = Annotated[
     str,
     Meta(
@@ -65,7 +65,7 @@ class Address(msgspec.Struct, frozen=True):
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that can be set. Durations are seconds, sizes bytes, paths absolute."""
 
-    # The connection of clients, and of workers where nothing else is said.
+    # The connection of clients, and of workers if nothing else is said.
     server: Servers = ("nats://127.0.0.1:4222",)
     context: Text | None = None
     """A NATS context to take the connection from."""
@@ -125,7 +125,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     storage: Literal["file", "memory"] = "file"
     """Where the stream of a bucket that is created lies."""
     chunk_size: Annotated[int, Meta(ge=1024, le=64 * MIB, extra=_SIZE)] = DEFAULT_CHUNK_SIZE
-    """At most this much in one chunk; less where the server's `max_payload` is smaller."""
+    """At most this much in one chunk; less if the server's `max_payload` is smaller."""
     window_bytes: Annotated[int, Meta(ge=64 * 1024, le=48 * MIB, extra=_SIZE)] = 8 * MIB
     """Unacknowledged bytes of one upload, and bytes of one window of a streamed read."""
     max_blob: Annotated[int, Meta(ge=1, le=2**53, extra=_SIZE)] = 2**40

@@ -93,7 +93,7 @@ def _check_ipv6(text: str) -> None:
 
 
 def _check_host(host: str) -> None:
-    """Whether `host` can be a name or an IPv4 address; empty where the address is an IPv6 one."""
+    """Whether `host` can be a name or an IPv4 address; empty if the address is an IPv6 one."""
     if not host:
         return
     labels = host.removesuffix(".").split(".")

@@ -63,10 +63,10 @@ class Repairer:
         self._online = online
 
     async def repair(self) -> Comparison:
-        """What the copies hold after the repair, or as they are where they agree already.
+        """What the copies hold after the repair, or as they are if they agree already.
 
         `BlobCorruptError` if no copy is whole, `UnavailableError` if one cannot be read; nothing
-        is changed then. Where it fails later every blob is still on the leader: run it again.
+        is changed then. If it fails later, every blob is still on the leader: run it again.
         """
         before = await self._comparer.compare()
         if before.agree:
@@ -192,7 +192,7 @@ def _is_settled(info: StreamInfo, replicas: int) -> bool:
 
 
 def _source(found: Comparison) -> str:
-    """The copy to repair from, the leader's if it is whole; an error where there is none."""
+    """The copy to repair from, the leader's if it is whole; an error if there is none."""
     unread = [node.name for node in found.nodes if not node.read]
     if unread:
         raise UnavailableError(

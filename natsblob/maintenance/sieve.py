@@ -1,4 +1,4 @@
-"""Remembering millions of names in little memory, where a mistake in one direction does no harm."""
+"""Remembering millions of names in little memory, if a mistake in one direction does no harm."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ _SERVER_KEYS: Final = "_nats."
 
 @dataclass(frozen=True, slots=True)
 class BucketConfig:
-    """How a bucket is to be. `max_age` in seconds and `max_bytes` are without bound where 0."""
+    """How a bucket is to be. `max_age` in seconds and `max_bytes` are without bound if 0."""
 
     name: str = "blobs"
     replicas: int = 1

@@ -58,7 +58,7 @@ class EntryCache:
 
     @asynccontextmanager
     async def listening(self, connection: Connection) -> AsyncIterator[None]:
-        """Remember entries while the context lasts; none, where markers cannot be heard."""
+        """Remember entries while the context lasts; none if markers cannot be heard."""
         async with AsyncExitStack() as stack:
             try:
                 await stack.enter_async_context(connection.subscribe(self._layout.all_meta, self._hear))

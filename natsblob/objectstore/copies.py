@@ -1,4 +1,4 @@
-"""Asking many copies of a bucket, where the one that leads is not to be believed alone (ADR 0011).
+"""Asking many copies of a bucket when the one that leads is not to be believed alone (ADR 0011).
 
 A copy may have lost messages and not know it. What the leader does not have is therefore asked of copies
 that are chosen at random, so often that a whole one is hardly missed: each Direct Get goes to any of them.

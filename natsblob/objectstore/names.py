@@ -1,7 +1,7 @@
 """The names of blobs in ascending order, without reading all of them for every page of a list.
 
 The server knows names by subject, and subjects of blobs have another order than their digests: what comes
-next in order it cannot tell without listing all subjects, which takes it seconds where there are a million.
+next in order it cannot tell without listing all subjects, which takes it seconds if there are a million.
 So that is done for a range of many pages at once, and the last few ranges are kept up to date.
 """
 
@@ -167,7 +167,7 @@ class Names:
         known.seq = last
 
     async def _most(self, start: int) -> int:
-        """What has to be listed; nothing is compared where copies let messages expire one by one."""
+        """What has to be listed; nothing is compared if copies let messages expire one by one."""
         may_expire = await self._objects.bucket.max_age() is not None
         return 0 if may_expire else await self._objects.most_metadata(start)
 

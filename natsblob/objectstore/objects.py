@@ -57,7 +57,7 @@ _LOOKS: Final = 3
 """Times that metadata is looked for that is counted: it may come and go in between, but hardly each time."""
 _AT_ONCE: Final = 32
 _PATIENCE: Final = 2.0
-"""Seconds for which the leader may count fewer names than other copies, where replaced ones are removed."""
+"""Seconds for which the leader may count fewer names than other copies, while replaced ones are removed."""
 
 
 class Objects:
@@ -161,7 +161,7 @@ class Objects:
     async def metadata(self, *, start: int = 1) -> AsyncIterator[Stored]:
         """The metadata at stream sequence `start` and after, as of now or later, in the order of the stream.
 
-        Delete markers too. What is replaced meanwhile may come twice. `UnavailableError` at the end where
+        Delete markers too. What is replaced meanwhile may come twice. `UnavailableError` at the end if
         a replica had not caught up. What a damaged copy has lost is not there.
         """
         newest = await self._jetstream.last_at_leader(self._layout.stream, self._layout.all_meta)

@@ -157,7 +157,7 @@ class ChunkSource:
 
 
 def start_of(info: ObjectInfo, first: int) -> int | None:
-    """The stream sequence at or before chunk `first`, where the metadata tells it."""
+    """The stream sequence at or before chunk `first`, if the metadata tells it."""
     marks = info.marks
     if marks is None or first // marks.every >= len(marks.seqs):
         return None
@@ -166,7 +166,7 @@ def start_of(info: ObjectInfo, first: int) -> int | None:
 
 
 def exact_start_of(info: ObjectInfo, first: int) -> int | None:
-    """The stream sequence of chunk `first` itself, where the metadata tells it."""
+    """The stream sequence of chunk `first` itself, if the metadata tells it."""
     marks = info.marks
     if marks is None:
         return None

@@ -1,7 +1,7 @@
 """Room that is left for deleting and for what is being committed, in a bucket that only workers write into.
 
 Decisions, metadata and delete markers are small, and a bucket that chunks fill to the last byte has no room
-for them (ADR 0017). Where publishers write chunks themselves, nobody can keep that room.
+for them (ADR 0017). If publishers write chunks themselves, nobody can keep that room.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ NAMING: Final = timedelta(minutes=5)
 
 
 def naming_within(expiry: timedelta) -> timedelta:
-    """How long chunks may wait for their name, where uploads expire after `expiry`: half as long as they
+    """How long chunks may wait for their name if uploads expire after `expiry`: half as long as they
     are left alone by collection."""
     return max(expiry, NAMING)
 
@@ -65,10 +65,10 @@ async def write_chunks(
 ) -> tuple[Written, Sequence[int]]:
     """Store the bytes of `source` as the chunks of `nuid`; all of them are acknowledged on return.
 
-    Also returns the stream sequence of each. They are not ascending where a chunk had to be sent again
+    Also returns the stream sequence of each. They are not ascending if a chunk had to be sent again
     while later ones were on their way.
 
-    Where it raises, chunks may have been stored: they are the caller's to purge.
+    If it raises, chunks may have been stored: they are the caller's to purge.
     """
     hasher = ConcurrentHasher()
     since = _now()

@@ -23,7 +23,7 @@ class ByteBudget:
         self.held = 0
 
     def hold(self, size: int) -> bool:
-        """Take room for `size` bytes, if there is any. Where nothing is held, anything fits."""
+        """Take room for `size` bytes, if there is any. If nothing is held, anything fits."""
         if self.held > 0 and self.held + size > self._most:
             return False
         self.held += size

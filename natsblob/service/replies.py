@@ -23,8 +23,8 @@ _PLAIN: Final = re.compile(r"[^\s\x00-\x1f\x7f\ufffd*>.]+(\.[^\s\x00-\x1f\x7f\uf
 class Replies:
     """Answers requests on the connection that they came on.
 
-    A reply subject is chosen by the client, and the worker may be allowed to publish where the client
-    is not. So it answers only to prefixes that belong to clients; the rest is dropped and counted.
+    A reply subject is chosen by the client, and the worker may be allowed to publish more than the client.
+    So it answers only to prefixes that belong to clients; the rest is dropped and counted.
     """
 
     def __init__(self, connection: Connection, metrics: Metrics, prefixes: Sequence[str]) -> None:

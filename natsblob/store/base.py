@@ -47,7 +47,7 @@ class Reader(Protocol):
         an error and yield nothing. With `verify` each chunk is checked against what the store
         remembers of it: a bad one is a `BlobCorruptError`, one of which nothing is remembered an
         `UnprovenError`. The digest of the whole is the caller's to check. `BlobNotFoundError`
-        before the first chunk where there is no blob.
+        before the first chunk if there is no blob.
         """
         ...
 
@@ -63,7 +63,7 @@ class Writer(Protocol):
     async def put(self, source: AsyncIterable[bytes], *, expected: Digest | None = None) -> Info:
         """Store the bytes of `source`, cut anywhere, and make them visible at once at the end.
 
-        Where `expected` is given and the bytes differ, `DigestMismatchError`, and nothing is stored.
+        If `expected` is given and the bytes differ, `DigestMismatchError`, and nothing is stored.
         An error of `source` passes through, and nothing is stored. Durable when it returns.
         """
         ...
@@ -110,7 +110,7 @@ class Delegating(Protocol):
 
         Returns when the request is on its way: the frames, or an end frame that says that some are
         missing, come later or, if the replica dies, not at all, and the reader asks again. False
-        where this blob cannot be read so, and `BlobNotFoundError` if there is none. `ConflictError` if
+        if this blob cannot be read so, and `BlobNotFoundError` if there is none. `ConflictError` if
         it is not cut into chunks of `chunk_size`.
         """
         ...

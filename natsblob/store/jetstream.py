@@ -122,7 +122,7 @@ class JetStreamStore:
         return info_of(digest, entry) if entry else None
 
     async def put(self, source: AsyncIterable[bytes], *, expected: Digest | None = None) -> Info:
-        """Store bytes. The leader is asked first where that is likely to spare writing known content."""
+        """Store bytes. The leader is asked first if that is likely to spare writing known content."""
         blocks = aiter(source)
         head, is_all = await _head(blocks, self.chunk_size)
         if is_all:

@@ -184,7 +184,7 @@ async def _is_settled(monitor_ports: Mapping[str, int], size: int) -> bool:
 
 
 async def monitor(port: int, path: str) -> dict[str, Any]:
-    """What the monitoring endpoint of a server says at `path`; empty where it does not answer."""
+    """What the monitoring endpoint of a server says at `path`; empty if it does not answer."""
     try:
         with anyio.fail_after(MONITOR_DEADLINE):
             reader, writer = await asyncio.open_connection(LOOPBACK, port)

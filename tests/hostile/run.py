@@ -11,12 +11,13 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import nats
+from nats.js.errors import NotFoundError
 
 import natsblob
 from natsblob.digest import Digest
@@ -196,7 +197,8 @@ class Hostile:
                 for digest, problem in read.items():
                     self._note(others[digest], {"@nats-io/obj": problem}, when)
             for consumer in await self.raw.js.consumers_info(self.raw.stream):
-                await self.raw.js.delete_consumer(self.raw.stream, consumer.name)
+                with suppress(NotFoundError):  # it has ended by itself
+                    await self.raw.js.delete_consumer(self.raw.stream, consumer.name)
 
     def _note(self, result: Result, found: dict[str, readers.Problem], when: str) -> None:
         self.report.readers |= found.keys()

@@ -35,7 +35,7 @@ class Deployment:
     client: Access
     """As a client of the service has it."""
     storage: Access
-    """As a worker has it; the same as `client` where nothing else is known."""
+    """As a worker has it; the same as `client` if nothing else is known."""
     prefix: str
     bucket: str
     js_domain: str | None

@@ -61,7 +61,7 @@ async def hears(connection: Connection, subject: str) -> bool:
 
 
 async def gather(connection: Connection, subject: str, body: bytes = b"") -> list[Message]:
-    """What everybody who listens on `subject` answers, within `PATIENCE`; empty where nobody does."""
+    """What everybody who listens on `subject` answers, within `PATIENCE`; empty if nobody does."""
     answers: list[Message] = []
     arrived = asyncio.Event()
 

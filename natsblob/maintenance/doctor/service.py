@@ -242,7 +242,7 @@ async def check_replies(connection: Connection, prefix: str, digest: Digest) -> 
 
 
 async def _delete(client: Client, digest: Digest) -> Check | None:
-    """Remove the probe, and say so where that fails."""
+    """Remove the probe, and say so if that fails."""
     try:
         await client.delete(digest)
     except BlobError as error:

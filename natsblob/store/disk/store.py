@@ -193,7 +193,7 @@ class DiskStore:
     def _publish(self, staged: StagedBlob, pieces: Sequence[bytes], expected: Digest | None) -> Info:
         """The durable end of a put: the bytes, then the name, then the name's durability.
 
-        Where the blob is there already its file is replaced all the same: these bytes are verified,
+        If the blob is there already, its file is replaced all the same: these bytes are verified,
         and those that lie there may have rotted since. It also makes the blob as young as its last put.
         """
         staged.write(pieces)
@@ -260,7 +260,7 @@ class DiskStore:
         )
 
     async def _run(self, call: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        """Run `call` in a thread. Where this is cancelled, what has begun goes on to its end."""
+        """Run `call` in a thread. If this is cancelled, what has begun goes on to its end."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
         except OSError as error:
@@ -276,7 +276,7 @@ class DiskStore:
             await self._clean_up(blob.close)
 
     async def _clean_up(self, call: Callable[[], None]) -> None:
-        """Run `call` in a thread, also where this is cancelled, and wait for it within reason."""
+        """Run `call` in a thread, also if this is cancelled, and wait for it within reason."""
         done = asyncio.get_running_loop().run_in_executor(self._threads, call)
         await asyncio.wait({done}, timeout=CLEANUP_SECONDS)
 

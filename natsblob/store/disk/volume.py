@@ -156,7 +156,7 @@ class Volume:
             raise UnavailableError("the volume has lost its descriptor; what it holds cannot be told")
 
     def names(self, path: PurePosixPath) -> list[str]:
-        """What a directory of the volume holds, in order; nothing where it does not exist."""
+        """What a directory of the volume holds, in order; nothing if it does not exist."""
         try:
             directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._root)
         except (FileNotFoundError, NotADirectoryError):
