@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from natsblob.digest import Digest
 from natsblob.errors import BadRangeError, ConflictError
@@ -88,6 +88,15 @@ class Seen:
 
 Block: TypeAlias = bytes | memoryview
 """Bytes that nobody changes: a view only if what it shows cannot change."""
+B = TypeVar("B", bound=Block)
+
+
+async def chained(head: list[B], rest: AsyncIterator[B]) -> AsyncIterator[B]:
+    """The blocks of `head`, which is emptied on the way, and then the rest."""
+    while head:
+        yield head.pop(0)
+    async for block in rest:
+        yield block
 
 
 async def rechunk(source: AsyncIterable[Block], chunk_size: int) -> AsyncIterator[Block]:

@@ -74,6 +74,14 @@ class DigestMismatchError(BlobError):
     code = 422
     name = "digest_mismatch"
 
+    def __init__(
+        self,
+        message: str = "the bytes are not those of the declared digest; nothing is stored",
+        /,
+        **details: Detail,
+    ) -> None:
+        super().__init__(message, **details)
+
 
 class UploadPendingError(BlobError):
     """A reference whose content is not complete yet."""

@@ -19,9 +19,10 @@ import msgspec
 
 from natsblob.broker.cleanup import shielded
 from natsblob.broker.consumers import refuse_read_once
-from natsblob.broker.jetstream import ATTEMPT_TIMEOUT, ApiErrorBody, JetStream
+from natsblob.broker.jetstream import ATTEMPT_TIMEOUT, PART_BYTES, ApiErrorBody, JetStream
 from natsblob.broker.message import Message
 from natsblob.broker.retry import delay
+from natsblob.config.quantity import NANOSECONDS
 from natsblob.errors import DeadlineError, UnavailableError
 from natsblob.logs import get_logger
 
@@ -29,11 +30,8 @@ log = get_logger("natsblob.broker")
 
 PART: Final = 2_048
 """Messages in one answer."""
-PART_BYTES: Final = 4 * 1024 * 1024
-"""Their bytes, headers and subjects. A single message that is larger comes alone."""
 _LIFETIME: Final = 60
 """Seconds after which the server removes a consumer that nobody reads, should its owner die."""
-_NANOSECONDS: Final = 1_000_000_000
 _ATTEMPTS: Final = 5
 """Consumers that are tried without a message that is new."""
 _TOO_LARGE: Final = "409"
@@ -134,7 +132,7 @@ class Census:
             "headers_only": headers_only and not self._reads_whole,
             "num_replicas": 1,
             "mem_storage": True,
-            "inactive_threshold": _LIFETIME * _NANOSECONDS,
+            "inactive_threshold": _LIFETIME * NANOSECONDS,
         }
         body = {"stream_name": self._stream, "config": config}
         created = await self._jetstream.call(f"CONSUMER.CREATE.{self._stream}", body, _Created)

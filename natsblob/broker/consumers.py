@@ -20,6 +20,7 @@ from natsblob.broker.connection import Connection
 from natsblob.broker.jetstream import ATTEMPT_TIMEOUT, ApiErrorBody, ClusterState, Config, JetStream
 from natsblob.broker.message import Message
 from natsblob.broker.retry import retrying
+from natsblob.config.quantity import NANOSECONDS
 from natsblob.errors import BlobError, DeadlineError, InternalError, SetupError, UnavailableError
 from natsblob.wire import NOT_DECODED, STATUS, Headers
 
@@ -41,13 +42,12 @@ _ENDS: Final = ("404", "408")
 _DELIVERED: Final = "$JS.ACK."
 """Begins the reply subject of a stored message, which may have a status line of its own."""
 _NO_SPARE_SERVER: Final = 10075
-_NANOSECONDS: Final = 1_000_000_000
 _EPHEMERAL: Final[dict[str, Any]] = {
     "ack_policy": "none",
     "replay_policy": "instant",
     "num_replicas": 1,
     "mem_storage": True,
-    "inactive_threshold": _LIFETIME * _NANOSECONDS,
+    "inactive_threshold": _LIFETIME * NANOSECONDS,
 }
 """A consumer that reads the store of the server that it is placed on."""
 

@@ -40,7 +40,7 @@ MAX_SUBJECTS: Final = 1_023
 """Subjects in one `multi_last` request; the server takes one more."""
 
 PART_BYTES: Final = 4 * 1024 * 1024
-"""Bytes asked for in one answer of last messages."""
+"""Bytes asked for in one answer that has several messages. A message that is larger comes alone."""
 
 EXPECTED_LAST: Final = "Nats-Expected-Last-Subject-Sequence"
 PENDING: Final = "Nats-Num-Pending"

@@ -13,6 +13,7 @@ import msgspec
 
 from natsblob.broker.jetstream import (
     BEFORE,
+    PART_BYTES,
     PENDING,
     ApiErrorBody,
     JetStream,
@@ -24,8 +25,7 @@ from natsblob.broker.retry import retrying
 from natsblob.errors import UnavailableError
 
 PART: Final = 4_096
-PART_BYTES: Final = 4 * 1024 * 1024
-"""Messages, and their bytes, in one answer. To count what is left takes the server a tenth of a second
+"""Messages in one answer. To count what is left takes the server a tenth of a second
 with 1,000,000 subjects, however few it then sends."""
 _PAGE_TIMEOUT: Final = 20.0
 """Seconds for a page of subjects, which takes long if there are millions."""

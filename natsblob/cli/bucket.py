@@ -13,7 +13,7 @@ from cyclopts import App, Parameter, validators
 from natsblob.cli.exits import Exit, UsageError
 from natsblob.cli.options import SERVICE, UNSET, Common, keep_quiet
 from natsblob.cli.terminal import Stdout, bytes_of, progress, say
-from natsblob.config.quantity import format_duration, parse_duration, parse_size
+from natsblob.config.quantity import NANOSECONDS, format_duration, parse_duration, parse_size
 from natsblob.errors import ConflictError, DeadlineError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from natsblob.maintenance.adopt import Adoption
     from natsblob.objectstore.bucket import Bucket
 
-_NANOSECONDS: Final = 1_000_000_000
 _MOST: Final = 2**63 - 1
 """JetStream counts bytes and nanoseconds in 64 bits."""
 _SHORTEST_AGE: Final = 0.1
@@ -144,7 +143,7 @@ def _limits(max_bytes: str, max_age: str) -> tuple[int, float]:
         size, age = parse_size(max_bytes), parse_duration(max_age)
     except ValueError as error:
         raise UsageError(f"{error}; write 500GiB or 30d") from error
-    if size > _MOST or age * _NANOSECONDS > _MOST or 0 < age < _SHORTEST_AGE:
+    if size > _MOST or age * NANOSECONDS > _MOST or 0 < age < _SHORTEST_AGE:
         raise UsageError("--max-bytes is less than 8 EiB, --max-age between 100ms and 292 years")
     return size, age
 
@@ -302,7 +301,7 @@ def _fields(one: Bucket, info: StreamInfo) -> dict[str, object]:
         "bytes": state.bytes,
         "messages": state.messages,
         "max_bytes": max(0, config.get("max_bytes", 0)),
-        "max_age": config.get("max_age", 0) / _NANOSECONDS,
+        "max_age": config.get("max_age", 0) / NANOSECONDS,
         "storage": config.get("storage", ""),
         "compression": config.get("compression", "none") != "none",
         "replicas": config.get("num_replicas", 1),

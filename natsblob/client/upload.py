@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable
 from contextlib import aclosing, suppress
 from typing import Final
 
@@ -14,7 +14,7 @@ from natsblob.broker.cleanup import shielded
 from natsblob.broker.message import Message
 from natsblob.broker.publish import PublishWindow
 from natsblob.broker.retry import delay, retrying
-from natsblob.chunking import Block, rechunk
+from natsblob.chunking import Block, chained, rechunk
 from natsblob.client.progress import Gauge
 from natsblob.client.service import Service, decoded, has_field
 from natsblob.client.sources import Source
@@ -86,7 +86,7 @@ class Upload:
                 head.append(block)
                 room -= len(block)
                 if room < 0:
-                    info = await self._put_staged(_chain(head, blocks))
+                    info = await self._put_staged(chained(head, blocks))
                     break
             else:
                 info = await self._put_inline(b"".join(head))
@@ -158,7 +158,7 @@ class Upload:
 
     def _checked(self, digest: Digest) -> Digest:
         if self._expected is not None and digest != self._expected:
-            raise DigestMismatchError("the bytes are not those of the declared digest; nothing is stored")
+            raise DigestMismatchError
         return digest
 
     async def _commit(self, opened: Opened, request: CommitRequest) -> Info:
@@ -189,10 +189,3 @@ class Upload:
             await self._service.call(
                 self._service.subjects.abort, body, timeout=ABORT_TIMEOUT - _LAST_ANSWERS
             )
-
-
-async def _chain(head: list[Block], rest: AsyncIterator[Block]) -> AsyncIterator[Block]:
-    while head:
-        yield head.pop(0)
-    async for block in rest:
-        yield block

@@ -7,6 +7,8 @@ import re
 from fractions import Fraction
 from typing import Final
 
+NANOSECONDS: Final = 1_000_000_000
+"""In a second: JetStream and Go count times in them."""
 _SECONDS: Final = {
     "ms": Fraction(1, 1000),
     "s": Fraction(1),

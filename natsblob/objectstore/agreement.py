@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from natsblob.broker.jetstream import Config
-from natsblob.config.quantity import format_duration, format_size
-
-_NANOSECONDS: Final = 1_000_000_000
+from natsblob.config.quantity import NANOSECONDS, format_duration, format_size
 
 
 def _size(value: Any) -> str:
@@ -16,7 +14,7 @@ def _size(value: Any) -> str:
 
 
 def _age(value: Any) -> str:
-    return format_duration(value / _NANOSECONDS) if value else "no limit"
+    return format_duration(value / NANOSECONDS) if value else "no limit"
 
 
 _WRITTEN: Final[Mapping[str, tuple[str, Any, Callable[[Any], str]]]] = {

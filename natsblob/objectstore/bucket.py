@@ -11,6 +11,7 @@ from typing import Final, Literal, TypeAlias
 
 from natsblob.broker.jetstream import Config, JetStream, StreamInfo
 from natsblob.broker.translate import StreamMissingError
+from natsblob.config.quantity import NANOSECONDS
 from natsblob.errors import BlobError, ConflictError, NotAllowedError, SetupError
 from natsblob.logs import get_logger
 from natsblob.objectstore.agreement import differences
@@ -24,7 +25,6 @@ log = get_logger("natsblob.objectstore")
 
 OLDEST_SERVER: Final = (2, 11, 0)
 """The first nats-server with batched direct reads."""
-_NANOSECONDS: Final = 1_000_000_000
 _REMEMBERED: Final = 30.0
 """Seconds for which the configuration is taken to be what it was."""
 
@@ -263,7 +263,7 @@ class Bucket:
             "discard": "new",
             "storage": config.storage,
             "num_replicas": config.replicas,
-            "max_age": int(config.max_age * _NANOSECONDS),
+            "max_age": int(config.max_age * NANOSECONDS),
             "max_bytes": config.max_bytes or -1,
             "max_msgs": -1,
             "max_msgs_per_subject": -1,
@@ -271,7 +271,7 @@ class Bucket:
             "compression": "s2" if config.compression else "none",
             "allow_direct": True,
             "allow_rollup_hdrs": config.rollups,
-            "duplicate_window": int(min(120, config.max_age or 120) * _NANOSECONDS),
+            "duplicate_window": int(min(120, config.max_age or 120) * NANOSECONDS),
             **({"placement": placement} if config.cluster or config.tags else {}),
         }
 

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from natsblob.chunking import MESSAGE_RESERVE
-from natsblob.config.quantity import format_duration, format_size
+from natsblob.config.quantity import NANOSECONDS, format_duration, format_size
 from natsblob.errors import SetupError
 from natsblob.objectstore.info import Layout
 
-_NANOSECONDS: Final = 1_000_000_000
 _LEAST_MESSAGE: Final = 64 * 1024
 """Bytes. Metadata of blobs with marks takes up to half of that."""
 _LEAST_PER_SUBJECT: Final = 1 << 20
@@ -162,8 +161,8 @@ def _fatal(layout: Layout, config: Mapping[str, Any]) -> list[_Row]:
 
 def _passable(layout: Layout, config: Mapping[str, Any]) -> list[_Row]:
     edit = f"nats stream edit {layout.stream}"
-    age = config.get("max_age", 0) / _NANOSECONDS
-    window = config.get("duplicate_window", 0) / _NANOSECONDS
+    age = config.get("max_age", 0) / NANOSECONDS
+    window = config.get("duplicate_window", 0) / NANOSECONDS
     size, messages = config.get("max_msg_size", -1), config.get("max_msgs", -1)
     consumers = config.get("max_consumers", -1)
     republish = config.get("republish") or {}

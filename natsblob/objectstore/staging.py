@@ -204,7 +204,7 @@ class Staging:
             if written.nuid != stage:
                 await shielded(self._objects.drop(written.nuid))
             await self._drop_unless_committed(stage)
-            raise DigestMismatchError("the bytes are not those of the declared digest; nothing is stored")
+            raise DigestMismatchError
         return written
 
     def _messages(self, stage: str, count: int) -> AsyncGenerator[Stored, None]:

@@ -81,7 +81,7 @@ class Handlers:
         digest = await digest_of_bytes(data)
         request.noted.digest = digest
         if expected is not None and digest != expected:
-            raise DigestMismatchError("the bytes are not those of the declared digest; nothing is stored")
+            raise DigestMismatchError
         return _json(await self._store.put(_once(data), expected=digest))
 
     async def get(self, request: Request) -> Answer:

@@ -9,7 +9,7 @@ from typing import Final
 
 from natsblob.broker.cleanup import shielded
 from natsblob.broker.translate import LostRaceError
-from natsblob.chunking import Seen, check_cut
+from natsblob.chunking import Seen, chained, check_cut
 from natsblob.digest import Digest
 from natsblob.errors import (
     BadRangeError,
@@ -128,18 +128,18 @@ class JetStreamStore:
         if is_all:
             return await self._put_small(b"".join(head), expected)
         if expected is not None and (entry := await self._held(expected)) is not None:
-            await _check(_chained(head, blocks), expected)
+            await _check(chained(head, blocks), expected)
             return info_of(expected, entry)
-        written = await self._objects.write(self._within_reserve(_chained(head, blocks)))
+        written = await self._objects.write(self._within_reserve(chained(head, blocks)))
         if expected is not None and written.digest != expected:
             await shielded(self._objects.drop(written.nuid))
-            raise _mismatch()
+            raise DigestMismatchError
         return await self._name(written)
 
     async def _put_small(self, data: bytes, expected: Digest | None) -> Info:
         digest = await digest_of_bytes(data)
         if expected is not None and digest != expected:
-            raise _mismatch()
+            raise DigestMismatchError
         likely = not data or self._cache.get(digest.hex) is not None
         if likely and (entry := await self._held(digest)) is not None:
             return info_of(digest, entry)
@@ -314,20 +314,9 @@ async def _head(blocks: AsyncIterator[bytes], most: int) -> tuple[list[bytes], b
     return head, True
 
 
-async def _chained(head: list[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    for block in head:
-        yield block
-    async for block in rest:
-        yield block
-
-
 async def _check(source: AsyncIterable[bytes], expected: Digest) -> None:
     hasher = ConcurrentHasher()
     async for block in source:
         await hasher.update(block)
     if await hasher.digest() != expected:
-        raise _mismatch()
-
-
-def _mismatch() -> DigestMismatchError:
-    return DigestMismatchError("the bytes are not those of the declared digest; nothing is stored")
+        raise DigestMismatchError

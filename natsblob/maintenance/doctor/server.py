@@ -11,14 +11,13 @@ import msgspec
 
 from natsblob.broker.connection import Connection
 from natsblob.chunking import LEAST_PAYLOAD, MESSAGE_RESERVE, chunk_size_for
-from natsblob.config.quantity import format_duration, format_size
+from natsblob.config.quantity import NANOSECONDS, format_duration, format_size
 from natsblob.maintenance.doctor.ask import ask, gather
 from natsblob.maintenance.doctor.check import Check, Status
 from natsblob.maintenance.doctor.monitor import MonitorError, page
 from natsblob.objectstore.bucket import OLDEST_SERVER
 
 _RECOMMENDED: Final = (2, 14, 0)
-_NANOSECONDS: Final = 1_000_000_000
 _MONITOR_BYTES: Final = 1024 * 1024
 
 
@@ -139,7 +138,7 @@ def _fsync_seen(disks: dict[str, _DiskConfig]) -> Check:
     if not late:
         return _fsync_always(f"sync_interval: always on {', '.join(sorted(disks))}")
     said = (
-        f"{name} every {format_duration(disk.sync_interval / _NANOSECONDS)}"
+        f"{name} every {format_duration(disk.sync_interval / NANOSECONDS)}"
         for name, disk in sorted(late.items())
     )
     return Check(

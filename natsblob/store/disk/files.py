@@ -166,7 +166,7 @@ class StagedBlob:
                 raise UnavailableError("the put was given up")
             digest = self._hasher.digest()
             if expected is not None and expected != digest:
-                raise DigestMismatchError("the bytes are not those of the digest given; nothing was stored")
+                raise DigestMismatchError
             if os.fstat(self._file).st_size != self._hasher.size:
                 raise UnavailableError("the disk has not kept what was written; nothing was stored")
             os.fsync(self._file)
