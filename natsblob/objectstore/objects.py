@@ -56,6 +56,10 @@ _RACES: Final = 8
 _LOOKS: Final = 3
 """Times that metadata is looked for that is counted: it may come and go in between, but hardly each time."""
 _AT_ONCE: Final = 32
+_LEFT_OUT: Final = 6
+_LEFT_OUT_OF_SEVERAL: Final = 9
+"""Times that the leader must leave a chunk out to call it corrupt. With several copies, twelve answers have
+come from copies at random by then (ADR 0011): three before the leader is asked, and one each time."""
 _PATIENCE: Final = 2.0
 """Seconds for which the leader may count fewer names than other copies, while replaced ones are removed."""
 
@@ -236,10 +240,12 @@ class Objects:
         async def still_there() -> None:
             await self._still_there(info)
 
-        async def found_unreadable() -> None:
+        async def left_out(times: int) -> None:
             await self.bucket.removals.halt()
             if unreadable is not None:
                 await unreadable()
+            if times >= (_LEFT_OUT_OF_SEVERAL if await self.bucket.is_replicated() else _LEFT_OUT):
+                raise BlobCorruptError("a chunk is stored and cannot be read on any copy that was asked")
 
         window = max(1, min(self._window_bytes // info.chunk_size, MOST_MESSAGES))
         source = ChunkSource(
@@ -250,7 +256,7 @@ class Objects:
             window=window,
             verify=verify,
             sums=sums,
-            unreadable=found_unreadable,
+            left_out=left_out,
         )
         if stop - first == 1 and (seq := exact_start_of(info, first)) is not None:
             return self._read_one(source, first, seq)

@@ -20,7 +20,7 @@ MOST_MESSAGES = 4096
 AHEAD = 2
 """Windows asked for at a time."""
 _BAD_COPIES = 6
-"""Times that a chunk must fail its sum, or be left out, to be called corrupt. Copies are asked at random."""
+"""Times that a chunk must fail its sum to be called corrupt. Copies are asked at random."""
 _REMEMBERED = 256
 """Places of chunks that are remembered, to ask again from the last one before a chunk that got lost."""
 
@@ -28,6 +28,8 @@ StillThere = Callable[[], Awaitable[None]]
 """Raises `BlobNotFoundError` or `BlobCorruptError` if the leader no longer has the whole object."""
 Unreadable = Callable[[], Awaitable[None]]
 """Told that the leader does not give a chunk, though it has the object, or gives a later one in its place."""
+LeftOut = Callable[[int], Awaitable[None]]
+"""Told how often in a row the leader has not given a chunk; raises `BlobCorruptError` if no copy will."""
 
 
 class ChunkSource:
@@ -43,7 +45,7 @@ class ChunkSource:
         window: int,
         verify: bool,
         sums: Sums | None = None,
-        unreadable: Unreadable,
+        left_out: LeftOut,
     ) -> None:
         """With `verify` each chunk is compared with its sum in `sums`, or with the one stored beside it."""
         self._jetstream = jetstream
@@ -52,7 +54,7 @@ class ChunkSource:
         self._info = info
         self._still_there = still_there
         self._window = window
-        self._unreadable = unreadable
+        self._tell_left_out = left_out
         self._verify = verify
         self._seen: dict[int, int] = {}
         """Stream sequences of the chunks that came last, by index."""
@@ -71,8 +73,6 @@ class ChunkSource:
                 "the chunks of this object have other lengths than its metadata says: "
                 "`natsblob bucket adopt` writes such objects anew"
             )
-        if self._left_out[1] >= _BAD_COPIES:
-            raise BlobCorruptError("a chunk is stored and cannot be read on any copy that was asked")
         if self._is_unproven:
             raise UnprovenError("nothing is stored that would prove this chunk")
         if attempt >= 2:
@@ -87,7 +87,7 @@ class ChunkSource:
     async def _from_leader(self, index: int) -> Mapping[int, bytes] | None:
         """The chunk, if it is the next one behind where it should be: not as a direct read delivers it."""
         start = self._start(index, trust_marks=False)
-        stored = None
+        stored, is_left_out = None, False
         with suppress(BlobError):
             stored = await self._jetstream.next_at_leader(self._stream, self.subject, start)
             found = wire.chunk_index(stored.headers) if stored else None
@@ -95,9 +95,11 @@ class ChunkSource:
             is_skipped = is_next and found is not None and found > index
             if stored is None or is_skipped:
                 await self._still_there()  # it may have gone since that was seen
-                before, times = self._left_out
-                self._left_out = (index, times + 1 if before == index else 1)
-                await self._unreadable()
+                is_left_out = True
+        if is_left_out:
+            before, times = self._left_out
+            self._left_out = (index, times + 1 if before == index else 1)
+            await self._tell_left_out(self._left_out[1])
         if stored is None:
             return None
         frame = Message(stored.subject, "", stored.data, stored.headers)
