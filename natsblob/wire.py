@@ -54,6 +54,11 @@ STAGED: Final = "staged"
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 """A number of bytes or chunks: not negative, and exact in every JSON library."""
 
+ChunkSize: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=64 * 1024 * 1024)]
+"""Bytes of a chunk that is written. Clients hold whole ones, so that nobody may ask for any size."""
+Window: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
+"""A number of chunks on their way."""
+
 
 class Info(msgspec.Struct, frozen=True):
     """What is known of a blob."""
@@ -120,12 +125,18 @@ class Opened(msgspec.Struct, frozen=True):
     """Names the upload in status, commit and abort. Whoever knows it may commit: keep it secret."""
     chunk_subject: str
     commit_subject: str
-    chunk_size: int
-    window: int
+    chunk_size: ChunkSize
+    window: Window
     """Chunks that may be unanswered at a time."""
     expires: datetime
     relayed: bool = False
     """Whether a worker takes the chunks, and not the stream."""
+
+    def __post_init__(self) -> None:
+        """A client publishes there with its own permissions, which may reach further than the service's."""
+        for subject in (self.chunk_subject, self.commit_subject):
+            if subject.startswith("$") and not subject.startswith("$O."):
+                raise ValueError("no subject for chunks")
 
 
 class StatusRequest(msgspec.Struct, frozen=True):
@@ -176,8 +187,8 @@ class Caps(msgspec.Struct, frozen=True):
     bucket: str
     backend: str
     replicas: int
-    chunk_size: int
-    window: int
+    chunk_size: ChunkSize
+    window: Window
     """Chunks in one streaming window, and unanswered chunks of an upload."""
     max_inline: int
     """The largest blob that fits one put request or one get reply."""

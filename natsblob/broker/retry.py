@@ -13,12 +13,16 @@ T = TypeVar("T")
 
 FIRST_DELAY: Final = 0.02
 LONGEST_DELAY: Final = 1.0
+LONGEST_HINT: Final = 2.0
+"""Seconds for which whoever answers may have others wait: an answer may come from anybody."""
+_ABSURD: Final = 1e9
 
 
 def delay(attempt: int, error: BlobError | None = None) -> float:
-    """Seconds to wait before the attempt after number `attempt` (from 0); a hint of `error` is a floor."""
+    """Seconds to wait before the attempt after number `attempt` (from 0); a hint of `error` is a floor,
+    up to `LONGEST_HINT`."""
     hint = error.details.get("retry_after_ms") if error else None
-    floor = float(hint) / 1000 if isinstance(hint, int | float) else 0.0
+    floor = min(hint / 1000, LONGEST_HINT) if isinstance(hint, int | float) and 0 < hint < _ABSURD else 0.0
     return floor + random.uniform(0, min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(attempt, 16)))  # noqa: S311
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
+from contextlib import suppress
 from typing import Final, cast
 from urllib.parse import ParseResult
 
@@ -131,7 +132,8 @@ class BulkTransport(asyncio.BufferedProtocol, Transport):
     def abort(self) -> None:
         """End it at once, whatever is still to be sent. Also harmless before it began and after it ended."""
         if self._transport is not None:
-            self._transport.abort()
+            with suppress(AttributeError):  # of uvloop's, with TLS, once it has ended
+                self._transport.abort()
 
     async def wait_closed(self) -> None:
         if self._transport is None:

@@ -16,7 +16,7 @@ from natsblob.client.download import download
 from natsblob.client.fetch import Fetch, corrupt, in_one_reply, stat
 from natsblob.client.progress import Gauge, Progress
 from natsblob.client.reader import BlobReader
-from natsblob.client.service import Service, decoded
+from natsblob.client.service import Service, about, broken_protocol, decoded
 from natsblob.client.sources import BlobSource, source_of
 from natsblob.client.upload import Upload
 from natsblob.digest import Digest
@@ -217,7 +217,10 @@ class Client:
         """Whether the blob is stored. "No" is confirmed beyond a replica that lags."""
         body = str(_digest(digest)).encode()
         reply = await self._service.call(self._service.subjects.has, body, timeout=timeout)
-        return decoded(reply, HasReply).exists
+        answer = decoded(reply, HasReply)
+        if str(answer.digest) != body.decode():
+            raise broken_protocol()
+        return answer.exists
 
     async def missing(self, digests: Iterable[Digest | str], *, timeout: float | None = None) -> list[Digest]:
         """Those of `digests`, any number, that are not stored; in the order given, duplicates kept.
@@ -238,6 +241,8 @@ class Client:
                 # This worker's server takes less than ours.
                 most = smaller(len(batch), error)
                 continue
+            if not set(reply.missing) <= set(batch):
+                raise broken_protocol()
             missing += reply.missing
             asked += len(batch)
         return missing
@@ -256,6 +261,7 @@ class Client:
         while True:
             request = ListRequest(after=after, prefix=prefix)
             page = await self._service.ask(self._service.subjects.list, request, Page, timeout=timeout)
+            _check_page(page, request)
             for info in page.blobs:
                 yield info
             if page.after is None:
@@ -267,9 +273,10 @@ class Client:
 
         That may also be said if the answer to the request that removed it got lost.
         """
-        body = str(_digest(digest)).encode()
+        address = _digest(digest)
+        body = str(address).encode()
         reply = await self._service.call(self._service.subjects.delete, body, timeout=timeout)
-        return decoded(reply, Info)
+        return about(reply, address)
 
     async def caps(self, *, timeout: float | None = None) -> Caps:
         """What the service can do and carry, as one of its workers says it now."""
@@ -285,6 +292,17 @@ def smaller(batch: int, refusal: TooLargeError) -> int:
     if batch == 1:
         raise refusal
     return max(1, min(limit, batch - 1) if isinstance(limit, int) and limit > 0 else batch // 2)
+
+
+def _check_page(page: Page, request: ListRequest) -> None:
+    """`InternalError` if a page does not go on from where the one before ended, or shows other blobs."""
+    last = request.after.hex if request.after else ""
+    for name in [info.digest.hex for info in page.blobs]:
+        if name <= last or not name.startswith(request.prefix):
+            raise broken_protocol()
+        last = name
+    if page.after is not None and (page.after.hex < last or page.after == request.after):
+        raise broken_protocol()
 
 
 def _digest(given: Digest | str) -> Digest:

@@ -11,7 +11,7 @@ from natsblob import chunking, wire
 from natsblob.broker.frames import read_frames
 from natsblob.broker.message import Message
 from natsblob.client.progress import Gauge
-from natsblob.client.service import Service, broken_protocol, decoded, traced
+from natsblob.client.service import Service, about, broken_protocol, traced
 from natsblob.digest import Digest
 from natsblob.errors import (
     BlobCorruptError,
@@ -34,7 +34,7 @@ WINDOW_BYTES: Final = 8 * 1024 * 1024
 async def stat(service: Service, digest: Digest, timeout: float | None) -> Info:
     """What is known of a blob; `BlobNotFoundError` if there is none."""
     reply = await service.call(service.subjects.stat, str(digest).encode(), timeout=timeout)
-    return decoded(reply, Info)
+    return about(reply, digest)
 
 
 async def in_one_reply(service: Service, request: GetRequest, timeout: float) -> bytes | None:
@@ -150,6 +150,8 @@ class Fetch:
         info = await stat(service, digest, patience)
         if info.size and not info.chunk_size:
             raise broken_protocol()
+        if info.chunks != (chunking.count(info.size, info.chunk_size) if info.size else 0):
+            raise corrupt(digest)  # a read would end early, or never
         caps = await service.known_caps(timeout=patience)
         window = max(1, min(caps.window, WINDOW_BYTES // max(1, info.chunk_size)))
         return cls(service, info, window=window, patience=patience)

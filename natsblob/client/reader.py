@@ -133,13 +133,14 @@ class _Ahead:
     def __init__(self, fetch: Fetch, position: int) -> None:
         first, self._skip = divmod(position, max(1, fetch.info.chunk_size))
         self._chunks = fetch.chunks(first, check=True)
+        self._digest = fetch.info.digest
         self._held = memoryview(b"")
         self.position = position
 
     async def take(self, wanted: int) -> bytes:
         """The next `wanted` bytes, of which there are as many. A whole chunk is not copied."""
         if wanted and not self._held and not self._skip:
-            chunk = await anext(self._chunks)
+            chunk = await self._next()
             if len(chunk) == wanted:
                 self.position += wanted
                 return chunk
@@ -147,13 +148,18 @@ class _Ahead:
         collected = io.BytesIO()
         while collected.tell() < wanted:
             if not self._held:
-                self._held = memoryview(await anext(self._chunks))[self._skip :]
+                self._held = memoryview(await self._next())[self._skip :]
                 self._skip = 0
             taken = self._held[: wanted - collected.tell()]
             collected.write(taken)
             self._held = self._held[len(taken) :]
         self.position += wanted
         return collected.getvalue()
+
+    async def _next(self) -> bytes:
+        async for chunk in self._chunks:
+            return chunk
+        raise corrupt(self._digest)
 
     async def close(self) -> None:
         await self._chunks.aclose()

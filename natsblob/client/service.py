@@ -13,8 +13,9 @@ from natsblob.broker.message import Message
 from natsblob.broker.retry import retrying
 from natsblob.chunking import MESSAGE_RESERVE
 from natsblob.client.slots import Slots
+from natsblob.digest import Digest
 from natsblob.errors import BadRequestError, DeadlineError, InternalError, NoRespondersError
-from natsblob.wire import Caps, Headers
+from natsblob.wire import Caps, Headers, Info
 
 T = TypeVar("T")
 
@@ -122,6 +123,14 @@ def decoded(reply: Message, kind: type[T]) -> T:
         return wire.decode(reply.data, kind)
     except BadRequestError as error:
         raise broken_protocol() from error
+
+
+def about(reply: Message, digest: Digest) -> Info:
+    """What a reply says of this blob; `InternalError` if it speaks of another one."""
+    info = decoded(reply, Info)
+    if info.digest != digest:
+        raise broken_protocol()
+    return info
 
 
 def has_field(reply: Message, name: str) -> bool:

@@ -16,7 +16,7 @@ from natsblob.broker.publish import PublishWindow
 from natsblob.broker.retry import delay, retrying
 from natsblob.chunking import Block, chained, rechunk
 from natsblob.client.progress import Gauge
-from natsblob.client.service import Service, decoded, has_field
+from natsblob.client.service import Service, about, broken_protocol, decoded, has_field
 from natsblob.client.sources import Source
 from natsblob.client.way import Way
 from natsblob.digest import Digest
@@ -33,6 +33,8 @@ from natsblob.wire import AbortRequest, Caps, CommitRequest, Info, Opened, OpenR
 
 RESTARTS: Final = 5
 """Times that an upload is begun again because the service has lost it, if the source allows that."""
+_MOST_UNANSWERED: Final = 64 * 1024 * 1024
+"""Bytes that are held until they are answered, whatever more the service would take."""
 _SLOWER: Final = 4
 """Attempts by which beginning again is slower than a repeated request: what lost it may need a moment."""
 COMMIT_ATTEMPT: Final = 10.0
@@ -98,7 +100,7 @@ class Upload:
         reply = await self._service.call(
             self._service.subjects.put, data, headers={wire.DIGEST: str(digest)}, timeout=self._patience
         )
-        return decoded(reply, Info)
+        return about(reply, digest)
 
     async def _put_staged(self, blocks: AsyncIterable[Block]) -> Info:
         await self._service.uploads.enter(self)
@@ -116,7 +118,7 @@ class Upload:
             self._service.connection,
             opened.chunk_subject,
             message_id=way.place.message_id,
-            window=opened.window,
+            window=max(1, min(opened.window, _MOST_UNANSWERED // opened.chunk_size)),
             patience=self._patience,
             elsewhere=way.elsewhere,
         )
@@ -137,7 +139,11 @@ class Upload:
         )
         subject = self._service.subjects.open
         reply = await self._service.call(subject, wire.encode(request), timeout=self._patience)
-        return decoded(reply, Opened) if has_field(reply, "upload") else decoded(reply, Info)
+        if has_field(reply, "upload"):
+            return decoded(reply, Opened)
+        if self._expected is None:
+            raise broken_protocol()
+        return about(reply, self._expected)
 
     async def _stage(self, window: PublishWindow, way: Way, blocks: AsyncIterable[Block]) -> CommitRequest:
         """Stage all chunks. They are stored on return, and the request to commit them is answered."""
@@ -177,7 +183,8 @@ class Upload:
                 subject = self._service.subjects.commit
                 raise
 
-        return decoded(await retrying(attempt, patience=self._patience + 2 * allowed), Info)
+        reply = await retrying(attempt, patience=self._patience + 2 * allowed)
+        return decoded(reply, Info) if request.digest is None else about(reply, request.digest)
 
     async def _abort(self, window: PublishWindow, way: Way) -> None:
         """Have the staged chunks dropped; first those on their way arrive, or they would stay behind."""

@@ -219,13 +219,13 @@ class RelayUploads:
         return self._opened(upload, chunk_size)
 
     async def _make_room(self) -> None:
-        """Drop the upload that has been idle for longest, if too many are open."""
-        if len(self._open) < MAX_UPLOADS:
-            return
-        relay, task = min(self._open.values(), key=lambda entry: entry[0].heard_at)
-        if asyncio.get_running_loop().time() - relay.heard_at < IDLE:
-            raise BusyError("too many uploads are open at this worker", retry_after_ms=RETRY_AFTER_MS)
-        await _cancelled(task)
+        """Drop the upload that has been idle for longest, as long as too many are open."""
+        while len(self._open) >= MAX_UPLOADS:
+            relay, task = min(self._open.values(), key=lambda entry: entry[0].heard_at)
+            if asyncio.get_running_loop().time() - relay.heard_at < IDLE:
+                raise BusyError("too many uploads are open at this worker", retry_after_ms=RETRY_AFTER_MS)
+            await _cancelled(task)
+            await asyncio.sleep(0)  # it leaves the open ones in a callback
 
     def _opened(self, upload: str, chunk_size: int) -> Opened:
         return Opened(

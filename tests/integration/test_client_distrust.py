@@ -7,27 +7,32 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 import natsblob
 from natsblob import chunking, wire
 from natsblob.broker.connection import Access, Connection, connect
 from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.message import Message
+from natsblob.broker.retry import LONGEST_DELAY, LONGEST_HINT, delay
 from natsblob.digest import Digest
 from natsblob.errors import (
+    BadRequestError,
     BlobCorruptError,
     BlobError,
     BlobNotFoundError,
+    BusyError,
     DeadlineError,
     InternalError,
     TooLargeError,
     UnavailableError,
 )
-from natsblob.wire import SUM, Caps, GetRequest, Info, chunk_sum
+from natsblob.wire import SUM, Caps, GetRequest, Info, Page, chunk_sum
 
 CHUNK = 1000
 WINDOW = 8
@@ -309,3 +314,97 @@ async def test_chunks_of_no_bytes_are_an_error_of_the_service(server: EmbeddedSe
     async with a_liar(server, info=Info(DIGEST, len(DATA), 1, 0)) as (blobs, _):
         with pytest.raises(InternalError):
             await blobs.get(DIGEST, offset=5, length=5)
+
+
+OTHER = b"EVIL" * 10_000
+ANOTHER = Info(Digest.of(OTHER), len(OTHER), 1, len(OTHER))
+WRONG_SHAPES = {
+    "another blob": ANOTHER,
+    "fewer chunks": Info(DIGEST, len(DATA), 41, CHUNK),
+    "more chunks": Info(DIGEST, len(DATA), 2**53, CHUNK),
+    "one chunk": Info(DIGEST, len(DATA), 1, CHUNK),
+    "a larger size": Info(DIGEST, len(DATA) + CHUNK, 42, CHUNK),
+    "no chunks": Info(DIGEST, len(DATA), 0, CHUNK),
+    "chunks without a size": Info(DIGEST, 0, 42, CHUNK),
+    "no chunk size": Info(DIGEST, len(DATA), 42, 0),
+}
+
+
+@pytest.mark.parametrize("info", WRONG_SHAPES.values(), ids=WRONG_SHAPES.keys())
+async def test_nothing_is_read_of_a_blob_that_is_described_wrongly(
+    server: EmbeddedServer, tmp_path: Path, info: Info
+) -> None:
+    async def iterate(client: natsblob.Client) -> None:
+        async with client.open(DIGEST) as reader:
+            async for _ in reader:
+                pass
+
+    async def read(client: natsblob.Client) -> None:
+        async with client.open(DIGEST) as reader:
+            await reader.read()
+
+    async with a_liar(server, info=info) as (client, _):
+        for reading in (
+            iterate(client),
+            read(client),
+            client.get(DIGEST),
+            client.download(DIGEST, tmp_path / "file"),
+        ):
+            with pytest.raises((BlobCorruptError, InternalError)):
+                await reading
+        assert not (tmp_path / "file").exists()
+
+
+def test_no_answer_makes_a_client_publish_to_an_api() -> None:
+    opened = wire.Opened("u" * 22, "$O.blobs.C.x", "blob.commit.w", CHUNK, 8, datetime.now(UTC))
+    for subject in ("$JS.API.STREAM.PURGE.OBJ_blobs", "$SYS.REQ.SERVER.PING"):
+        forged = wire.encode(opened).replace(b"$O.blobs.C.x", subject.encode())
+        with pytest.raises(BadRequestError):
+            wire.decode(forged, wire.Opened)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2**30, 2**60])
+def test_no_service_has_clients_hold_chunks_of_any_size(size: int) -> None:
+    caps = wire.encode(Caps(1, "none", "liar", 1, CHUNK, WINDOW, 100_000, 2**40, 1000, []))
+    with pytest.raises(BadRequestError):
+        wire.decode(caps.replace(b'"chunk_size":1000', b'"chunk_size":%d' % size), Caps)
+
+
+@pytest.mark.parametrize("hint", [1e300, -1e12, 10**400, 1e12, float("inf")])
+def test_no_hint_makes_a_client_wait_for_long_or_not_at_all(hint: float) -> None:
+    error = BusyError("later", retry_after_ms=hint)
+    assert 0 <= delay(0, error) <= LONGEST_HINT + LONGEST_DELAY
+
+
+PAGES = {
+    "the same for ever": Page([ANOTHER], ANOTHER.digest),
+    "not in order": Page([replace(ANOTHER, digest=Digest.parse("f" * 64)), ANOTHER]),
+    "an end that does not move": Page([], Digest.parse("0" * 64)),
+}
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES.keys())
+async def test_a_list_ends_whatever_pages_come(server: EmbeddedServer, page: Page) -> None:
+    async with a_liar(server) as (client, liar):
+        subject = wire.Subjects(PREFIX).list
+        async with liar.connection.subscribe(
+            subject, lambda message: liar.answer(message.reply, wire.encode(page))
+        ):
+            with pytest.raises(InternalError):
+                async for _ in client.list():
+                    pass
+
+
+async def test_answers_about_another_blob_are_no_answers(server: EmbeddedServer) -> None:
+    subjects = wire.Subjects(PREFIX)
+    async with a_liar(server) as (client, liar), AsyncExitStack() as stack:
+
+        def answer(message: Message) -> None:
+            liar.answer(message.reply, wire.encode(ANOTHER))
+
+        for subject in (subjects.put, subjects.delete):
+            await stack.enter_async_context(liar.connection.subscribe(subject, answer))
+        with pytest.raises(InternalError):
+            await client.put(b"small")
+        with pytest.raises(InternalError):
+            await client.delete(DIGEST)
