@@ -293,7 +293,7 @@ async def test_whatever_chunks_a_tenant_sends_they_are_stored_as_ours_or_refused
 
 
 # nats-py leaves the socket of an attempt to reconnect that failed to the garbage collector.
-@pytest.mark.filterwarnings("ignore:.*StreamWriter:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_after_all_that_a_restart_finds_everything(scene: Scene) -> None:
     """Last: the stream is recovered from what was stored."""
     for client in scene.honest:
