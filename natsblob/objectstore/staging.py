@@ -14,7 +14,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -33,7 +33,7 @@ from natsblob.errors import (
     UploadExpiredError,
 )
 from natsblob.objectstore.canonical import most_messages
-from natsblob.objectstore.copies import most_counted
+from natsblob.objectstore.copies import UnreadableError, most_counted
 from natsblob.objectstore.info import Entry
 from natsblob.objectstore.objects import Objects
 from natsblob.objectstore.proof import Proofs
@@ -41,6 +41,8 @@ from natsblob.objectstore.survey import Survey, places_as_seen, staged_messages
 from natsblob.objectstore.turns import Turns
 from natsblob.objectstore.writer import Written
 from natsblob.wire import CommitRequest, Marks, marks_of
+
+_LOOKS: Final = 3
 
 
 class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -363,8 +365,10 @@ class Staging:
     async def _decide_drop(self, stage: str, drop: Decision) -> Decided:
         """As `_decide`. If there is no room for it, the chunks are purged before, if nothing is decided yet.
 
-        A commit that is decided after that counts the chunks once more (ADR 0017).
+        A commit that is decided after that counts the chunks once more (ADR 0017). `UnreadableError` if a
+        decision is there that the leader cannot read: it may be a commit, and the server would take another.
         """
+        await self._refuse_if_unreadable(stage)
         with suppress(InsufficientStorageError):
             return await self._decide(stage, drop)
         stored = await self._jetstream.last_at_leader(self._layout.stream, self._layout.decision(stage))
@@ -376,6 +380,17 @@ class Staging:
         with suppress(InsufficientStorageError):
             return await self._decide(stage, drop)
         return Decided(drop, 0)
+
+    async def _refuse_if_unreadable(self, stage: str) -> None:
+        bucket, subject = self._objects.bucket, self._layout.decision(stage)
+        for _ in range(_LOOKS):  # it may come and go in between, but hardly each time
+            count = await self._jetstream.count(self._layout.stream, subject)
+            if not count and await bucket.is_replicated():
+                count = await most_counted(self._jetstream, self._layout.stream, subject)
+            if not count or await self._jetstream.last_at_leader(self._layout.stream, subject):
+                return
+        await bucket.removals.halt()
+        raise UnreadableError("what was decided about this upload cannot be read, so nothing is dropped")
 
 
 class UndecodedError(UploadExpiredError):

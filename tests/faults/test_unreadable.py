@@ -10,17 +10,20 @@ from pathlib import Path
 import pytest
 
 import natsblob
+from natsblob import wire
 from natsblob.app import worker
 from natsblob.broker.connection import Access, connect
 from natsblob.broker.embedded import EmbeddedServer
 from natsblob.broker.jetstream import JetStream
 from natsblob.config import Settings
 from natsblob.digest import Digest
-from natsblob.errors import BlobCorruptError, BlobNotFoundError, UnavailableError
+from natsblob.errors import BlobCorruptError, BlobNotFoundError, ConflictError, UnavailableError
 from natsblob.maintenance.collect import Collector
 from natsblob.maintenance.verify import verify
 from natsblob.objectstore.bucket import Bucket, BucketConfig
+from natsblob.objectstore.info import new_nuid
 from natsblob.objectstore.objects import Objects
+from natsblob.objectstore.staging import Staging
 from natsblob.store.jetstream import JetStreamStore
 from natsblob.testing.payloads import cut, pattern
 from natsblob.testing.servers import temporary_store_dir
@@ -127,3 +130,30 @@ async def test_where_the_only_copy_is_damaged_no_worker_removes_what_lies_before
             await bucket.jetstream.purge(bucket.layout.stream, bucket.layout.damage)
             other_bucket = Bucket(bucket.jetstream, bucket.name, "blob")
             assert not await other_bucket.removals.are_halted()
+
+
+async def test_no_abort_drops_the_chunks_of_a_blob_whose_commit_cannot_be_read() -> None:
+    data = pattern(3 * CHUNK)
+    stage = new_nuid()
+    with temporary_store_dir() as folder:
+        async with served(folder) as (bucket, _):
+            for index, chunk in enumerate(cut(data, CHUNK)):
+                await bucket.jetstream.publish(
+                    bucket.chunk_subject(stage), chunk, headers=wire.chunk_headers(stage, index, chunk)
+                )
+            staging = Staging(Objects(bucket, chunk_size=CHUNK), expiry=timedelta(hours=1))
+            request = wire.CommitRequest(stage, len(data), 3, Digest.of(data))
+            await staging.commit(stage, request, None)
+            decision = await bucket.jetstream.last_at_leader(
+                bucket.layout.stream, bucket.layout.decision(stage)
+            )
+            assert decision is not None
+        flip_a_bit(folder, decision.data)
+        async with served(folder) as (bucket, store):
+            staging = Staging(Objects(bucket, chunk_size=CHUNK), expiry=timedelta(hours=1))
+            with pytest.raises((ConflictError, UnavailableError)):
+                await staging.abort(stage)
+            with pytest.raises((ConflictError, UnavailableError)):
+                await staging.give_up(stage, was_decided=False)
+            assert b"".join([chunk async for chunk in store.chunks(Digest.of(data))]) == data
+            assert await bucket.removals.are_halted()

@@ -173,7 +173,7 @@ DEFECTS: Final[dict[str, tuple[Plant, Faults]]] = {
     "abort without decision": (_abort_without_decision, Faults(late=0.2, duplicated=0.2)),
     "commit without decision": (_commit_without_decision, Faults(late=0.2, duplicated=0.2)),
     "delete markers keep chunks": (_markers_keep_chunks, Faults(lost=0.3, cancels=0.6)),
-    "asking from the beginning": (_asking_from_the_beginning, Faults(reordered=0.7)),
+    "asking from the beginning": (_asking_from_the_beginning, Faults(reordered=0.9)),
     "collector without age": (_collector_without_age, Faults(slow=1.0)),
     "window without bound": (_window_without_bound, Faults(late=0.1)),
     "frames by arrival": (_frames_by_arrival, Faults(reordered=0.4, duplicated=0.2)),
