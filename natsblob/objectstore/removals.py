@@ -52,19 +52,35 @@ class Removals:
         """Whether the only copy is known to be damaged, so that nothing may be removed."""
         if await self._is_replicated():
             return False
-        now = asyncio.get_running_loop().time()
-        if now >= self._believed_until:
+        if not self._is_believed:
             record = await self._jetstream.last_at_leader(self._layout.stream, self._layout.damage)
             self._is_recorded = record is not None
-            self._believed_until = now + _BELIEVED
+            self._believe()
+            if self._is_known_here:
+                await self._record()
         return self._is_recorded or self._is_known_here
 
     async def halt(self) -> None:
-        """A message is counted and cannot be read: record that, if there is no other copy."""
-        if await self._is_replicated() or self._is_recorded or self._is_known_here:
+        """A message is counted and cannot be read: record that, if there is no other copy.
+
+        What was recorded some time ago may have been purged since, so that it is recorded again.
+        """
+        if await self._is_replicated() or (self._is_believed and (self._is_recorded or self._is_known_here)):
             return
-        self._is_known_here = True
-        log.error("bucket.damaged", stream=self._layout.stream, advice=_ADVICE)
+        if not self._is_known_here:
+            self._is_known_here = True
+            log.error("bucket.damaged", stream=self._layout.stream, advice=_ADVICE)
+        self._believe()
+        await self._record()
+
+    @property
+    def _is_believed(self) -> bool:
+        return asyncio.get_running_loop().time() < self._believed_until
+
+    def _believe(self) -> None:
+        self._believed_until = asyncio.get_running_loop().time() + _BELIEVED
+
+    async def _record(self) -> None:
         try:
             with suppress(LostRaceError):  # another worker has found it, too
                 await self._jetstream.publish(self._layout.damage, b"", expected_last=0)

@@ -20,6 +20,7 @@ from natsblob.digest import Digest
 from natsblob.errors import BlobCorruptError, BlobNotFoundError, ConflictError, UnavailableError
 from natsblob.maintenance.collect import Collector
 from natsblob.maintenance.verify import verify
+from natsblob.objectstore import removals
 from natsblob.objectstore.bucket import Bucket, BucketConfig
 from natsblob.objectstore.info import new_nuid
 from natsblob.objectstore.objects import Objects
@@ -157,3 +158,19 @@ async def test_no_abort_drops_the_chunks_of_a_blob_whose_commit_cannot_be_read()
                 await staging.give_up(stage, was_decided=False)
             assert b"".join([chunk async for chunk in store.chunks(Digest.of(data))]) == data
             assert await bucket.removals.are_halted()
+
+
+async def test_damage_that_is_met_again_is_recorded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(removals, "_BELIEVED", 0.0)
+    data = pattern(CHUNK)
+    with temporary_store_dir() as folder:
+        async with served(folder) as (_, store):
+            digest = (await store.put(once(data))).digest
+        flip_a_bit(folder, data)
+        async with served(folder) as (bucket, store):
+            for _ in range(2):
+                with pytest.raises(BlobCorruptError):
+                    _ = [chunk async for chunk in store.chunks(digest)]
+                other = Bucket(bucket.jetstream, bucket.name, "blob")
+                assert await other.removals.are_halted()
+                await bucket.jetstream.purge(bucket.layout.stream, bucket.layout.damage)
