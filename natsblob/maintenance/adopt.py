@@ -77,8 +77,13 @@ async def adopt(objects: Objects, on_bytes: OnBytes | None = None) -> AsyncGener
         if not entry.is_readable:
             name = entry.info.name or subject
             yield Adoption(name, "unreadable", 0, None, "its metadata cannot be read")
-        elif entry.is_content and not (entry.is_blob and entry.info.marks):  # natsblob's, or a copy of it
+        elif entry.is_content and not _is_ours(entry):
             yield await adopter.adopt(subject, entry)
+
+
+def _is_ours(entry: Entry) -> bool:
+    """Whether it is a blob as natsblob writes them, or a copy of one. An empty one has no marks."""
+    return entry.is_blob and (entry.info.chunks == 0 or entry.info.marks is not None)
 
 
 class _Adopter:

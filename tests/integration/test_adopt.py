@@ -433,3 +433,10 @@ async def test_a_range_is_right_while_a_put_replaces_a_link_by_chunks_of_another
     assert refused.code == 503, "bytes of another place"
     assert refused.error["retryable"]
     assert (await raw.ask("get", wanted)).data == data[CHUNK // 2 : CHUNK]
+
+
+@pytest.mark.parametrize("data", [b"", b"x", pattern(3 * CHUNK)], ids=["empty", "small", "large"])
+async def test_what_natsblob_put_is_left_as_it_is(blobs: Client, objects: Objects, data: bytes) -> None:
+    before = await blobs.put(data)
+    assert await outcomes(objects) == {}
+    assert (await blobs.stat(before.digest)).modified == before.modified
